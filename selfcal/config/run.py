@@ -1,0 +1,163 @@
+"""The configuration of one run, in the order of the pipeline."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from selfcal.config.base import Configured
+from selfcal.config.card import FlavourName
+from selfcal.generate.theta import DetectorParameters
+
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class World(Configured):
+    """A detector and a generator setting: what nature (or the simulation) does."""
+
+    detector: DetectorParameters = DetectorParameters()
+    pythia: tuple[str, ...] = ()
+
+
+class DataConfig(Configured):
+    """Which datasets, and where. Card paths are relative to the configuration file;
+    ``root`` is the folder to which relative file names in the cards refer."""
+
+    cards: tuple[str, ...]
+    root: str | None = None
+    fold_fractions: tuple[Probability, Probability, Probability] = (0.34, 0.33, 0.33)
+    pt_gev_min: Positive = 20.0
+    pt_gev_max: Positive = 250.0
+    abs_eta_max: Positive = 2.5
+
+
+class GenerateConfig(Configured):
+    """Worlds to generate and how many worker processes do it (0: one per core)."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    worlds: dict[str, World] = {"nominal": World()}
+
+
+class TaggerConfig(Configured):
+    """A transformer over tracks (see ``selfcal.tagger``)."""
+
+    kind: Literal["transformer"] = "transformer"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")] = "SelfCal"
+    width: PositiveInt = 64
+    layers: PositiveInt = 3
+    heads: PositiveInt = 4
+    feedforward_width: PositiveInt = 128
+    latent: PositiveInt = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    tau_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
+class TrainingConfig(Configured):
+    """Stage 0: the tagger alone, on the train fold of the simulation."""
+
+    epochs: PositiveInt = 15
+    batch_size: PositiveInt = 512
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    gradient_clip: Positive = 1.0
+    origin_loss_weight: Annotated[float, Field(ge=0)] = 0.5
+    validation_fraction: Probability = 0.1
+
+
+class JointConfig(Configured):
+    """Stage 2: the tagger sees the data-versus-simulation penalty, for a few epochs."""
+
+    enabled: bool = True
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 512
+    learning_rate: Positive = 1e-4
+    penalty: Literal["energy"] = "energy"
+    penalty_weight: Annotated[float, Field(ge=0)] = 1.0
+    auc_loss_max: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+
+class MapConfig(Configured):
+    """The calibration map T(z | pT, |eta|) of each flavour."""
+
+    family: Literal["flow", "identity"] = "flow"
+    library: Literal["zuko", "nflows"] = "zuko"
+    transforms: PositiveInt = 2
+    hidden_width: PositiveInt = 32
+    spline_bins: PositiveInt = 8
+    displacement_scale: Positive = 0.3
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 2048
+    learning_rate: Positive = 3e-3
+
+
+class CompositionConfig(Configured):
+    """The flavour fractions of every region, from the bulk of the scores."""
+
+    steps: PositiveInt = 300
+    batch_size: PositiveInt = 1024
+    learning_rate: Positive = 2e-2
+
+
+class BaseDensityConfig(Configured):
+    """The simulation's density p(z | pT, |eta|) of each flavour."""
+
+    transforms: PositiveInt = 3
+    hidden_width: PositiveInt = 64
+    spline_bins: PositiveInt = 8
+    steps: PositiveInt = 600
+    batch_size: PositiveInt = 1024
+    learning_rate: Positive = 2e-3
+
+
+class CalibrationConfig(Configured):
+    """Stages 1 and 3: composition, then map, then bootstrap replicas."""
+
+    base_density: BaseDensityConfig = BaseDensityConfig()
+    composition: CompositionConfig = CompositionConfig()
+    map: MapConfig = MapConfig()
+    joint: JointConfig = JointConfig()
+    bootstraps: Annotated[int, Field(ge=2)] = 10
+    bootstrap_steps: PositiveInt = 60
+
+
+class FitConfig(Configured):
+    """Templates, likelihood and scale factors on the measure fold."""
+
+    working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
+    working_point_region: str = "ttbar_emu"
+    pt_gev_edges: tuple[Positive, ...] = (20.0, 40.0, 70.0, 250.0)
+    abs_eta_edges: tuple[Annotated[float, Field(ge=0)], Positive] = (0.0, 2.5)
+    reference_regions: dict[FlavourName, str] = {
+        "b": "ttbar_emu",
+        "c": "w_charm",
+        "light": "dijet",
+        "tau": "z_tautau",
+    }
+    free_flavours: tuple[FlavourName, ...] = ("b",)
+    map_variance_kept: Probability = 0.99
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("working_points", "pt_gev_edges", "abs_eta_edges"):
+            values = getattr(self, name)
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"'{name}' must increase strictly, found {list(values)}")
+        return self
+
+
+class RunConfig(Configured):
+    """Everything that decides the numbers of one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 1
+    data: DataConfig
+    generate: GenerateConfig = GenerateConfig()
+    tagger: TaggerConfig = TaggerConfig()
+    training: TrainingConfig = TrainingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    fit: FitConfig = FitConfig()

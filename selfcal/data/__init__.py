@@ -1,0 +1,1 @@
+"""Jets in memory, their files, and the folds that keep measurements independent."""

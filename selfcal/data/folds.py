@@ -1,0 +1,47 @@
+"""Three disjoint folds by a hash of the event key.
+
+Data that shaped the tagger (``train``) or the map (``derive``) never measure a
+scale factor (``measure``); all jets of one event fall into one fold.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.data.jets import Jets
+
+
+class Fold(IntEnum):
+    """TRAIN: tagger and joint stage. DERIVE: composition and map. MEASURE: scale factors."""
+
+    TRAIN = 0
+    DERIVE = 1
+    MEASURE = 2
+
+
+def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection with full avalanche."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def event_hash(
+    dataset: str, run: NDArray[np.int64], event: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """64-bit hash of (dataset, run, event), the same on every machine."""
+    seed = np.uint64(zlib.crc32(dataset.encode()))
+    return _splitmix64(
+        _splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64)
+    )
+
+
+def fold_of(jets: Jets, fractions: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)) -> NDArray[np.int8]:
+    """Fold of every jet, (N,) int8 with the values of :class:`Fold`."""
+    uniform = event_hash(jets.dataset, jets.run, jets.event).astype(np.float64) / 2.0**64
+    edges = np.cumsum(fractions)[:2]
+    return np.searchsorted(edges, uniform, side="right").astype(np.int8)

@@ -1,0 +1,64 @@
+"""Jets reduced to what calibration and fit need: scores, kinematics, label, fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ScoredJets:
+    """N jets of one dataset or of several, as seen by the calibration.
+
+    Attributes
+    ----------
+    log_probability : (N, 4) float64, ln p of the classes in ``FLAVOURS`` order
+    pt_gev, abs_eta : (N,) float64
+    flavour : (N,) int8, -1 for data
+    weight : (N,) float64
+    fold : (N,) int8, values of ``Fold``
+    event : (N,) int64, index of the jet's event: the unit of the bootstrap
+    """
+
+    region: str
+    log_probability: NDArray[np.float64]
+    pt_gev: NDArray[np.float64]
+    abs_eta: NDArray[np.float64]
+    flavour: NDArray[np.int8]
+    weight: NDArray[np.float64]
+    fold: NDArray[np.int8]
+    event: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pt_gev)
+
+    def select(self, chosen: NDArray[np.bool_]) -> ScoredJets:
+        """The chosen jets."""
+        return ScoredJets(
+            self.region,
+            self.log_probability[chosen],
+            self.pt_gev[chosen],
+            self.abs_eta[chosen],
+            self.flavour[chosen],
+            self.weight[chosen],
+            self.fold[chosen],
+            self.event[chosen],
+        )
+
+
+def concatenate(parts: Sequence[ScoredJets]) -> ScoredJets:
+    """All jets of ``parts`` in order; the region name is kept if it is the same, else joined."""
+    regions = list(dict.fromkeys(part.region for part in parts))
+    return ScoredJets(
+        "+".join(regions),
+        np.concatenate([part.log_probability for part in parts]),
+        np.concatenate([part.pt_gev for part in parts]),
+        np.concatenate([part.abs_eta for part in parts]),
+        np.concatenate([part.flavour for part in parts]),
+        np.concatenate([part.weight for part in parts]),
+        np.concatenate([part.fold for part in parts]),
+        np.concatenate([part.event for part in parts]),
+    )

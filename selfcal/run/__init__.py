@@ -1,0 +1,1 @@
+"""A run on disk: its directory, its stages, files that are whole or absent, progress."""
