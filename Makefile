@@ -1,0 +1,43 @@
+# Everything a fresh clone needs: Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-long lint bench clean help
+
+help:
+	@echo "make demo       generate collisions, train, calibrate, fit and report (runs/demo)"
+	@echo "make test       the tests that take minutes at most"
+	@echo "make test-long  the tests that take longer"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      timings"
+	@echo "make clean      remove the virtual environment and caches (runs/ is kept)"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "selfcal needs Python 3.11 or later; choose one with make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[generate,dev]'
+	touch $@
+
+$(VENV): $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/selfcal run configs/demo.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not long"
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m long
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find selfcal tests -name __pycache__ -type d -prune -exec rm -rf {} +
