@@ -1,0 +1,85 @@
+"""What a stage gets to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from selfcal.config.card import DataCard
+from selfcal.config.run import RunConfig
+from selfcal.errors import ConfigError, DataError
+from selfcal.run.directory import RunDirectory
+from selfcal.run.progress import Reporter, SilentReporter, Tracker
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run: its configuration, datasets, directory and progress display.
+
+    ``card_folders`` gives the folder of each card's own file by card name; relative file
+    names of a card refer to ``data_root`` where it is set, else to that folder.
+    """
+
+    config: RunConfig
+    cards: tuple[DataCard, ...]
+    directory: RunDirectory
+    reporter: Reporter = field(default_factory=SilentReporter)
+    card_folders: Mapping[str, Path] = field(default_factory=dict)
+    data_root: Path | None = None
+
+    def progress(self, label: str, total: int) -> Tracker:
+        """Start to show the progress of ``label``; call ``update(done)`` on what comes back."""
+        return self.reporter.track(label, total)
+
+    def say(self, text: str) -> None:
+        """Tell the user one line."""
+        self.reporter.say(text)
+
+    def cards_for(self, role: str | None = None, use: str | None = None) -> tuple[DataCard, ...]:
+        """The cards with this role and use (None: any), in the order of the configuration."""
+        return tuple(
+            card
+            for card in self.cards
+            if (role is None or card.role == role) and (use is None or card.use == use)
+        )
+
+    def dataset_path(self, card: DataCard) -> tuple[Path, ...]:
+        """The files of a dataset: those its card names, or the one that ``generate`` makes.
+
+        Raises
+        ------
+        DataError
+            If a file or pattern of the card matches nothing.
+        """
+        if card.generate is not None:
+            return (self.directory.data / f"{card.name}.h5",)
+        root = self.data_root or self.card_folders.get(card.name, Path())
+        found: list[Path] = []
+        for pattern in card.files:
+            found += _matches(root, pattern, card.name)
+        repeated = {path for path in found if found.count(path) > 1}
+        if repeated:
+            raise ConfigError(
+                f"files of '{card.name}' are named more than once",
+                where=", ".join(sorted(map(str, repeated))),
+                fix="make the patterns under 'files' disjoint",
+            )
+        return tuple(found)
+
+
+def _matches(root: Path, pattern: str, name: str) -> list[Path]:
+    target = root / pattern
+    if any(character in pattern for character in "*?["):
+        base = Path(target.anchor) if target.is_absolute() else Path()
+        paths = sorted(base.glob(str(target.relative_to(base) if target.is_absolute() else target)))
+    else:
+        paths = [target] if target.exists() else []
+    if not paths:
+        raise DataError(
+            f"no file of dataset '{name}' found",
+            where=str(target),
+            expected="an existing file, or a pattern that matches some",
+            fix="check 'files' in the data card and 'data.root' in the configuration",
+        )
+    return paths

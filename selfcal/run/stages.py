@@ -1,0 +1,275 @@
+"""Stages of a run: each remembers what it was made from, and runs again only when that changed.
+
+The fingerprint of a stage is
+
+    SHA-256( name, version of selfcal, configuration it depends on,
+             fingerprints of the stages before it, SHA-256 of its input files )
+
+as canonical JSON. After a stage succeeds, ``stages/<name>.json`` keeps the fingerprint, the digests of
+its outputs and those of the outputs it read from the stages before it. It is current as long as the
+fingerprint is the same, its outputs are there, and nothing before it has been made anew with another result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import selfcal
+from selfcal.errors import DataError, Interrupted
+from selfcal.run.atomic import read_json, write_json
+from selfcal.run.context import RunContext
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes
+    ----------
+    name : file name of the record and verb of the command line
+    function : does the work and returns the files it wrote
+    configuration : the part of the configuration that decides the outputs, as JSON-able values
+    upstream : names of the stages whose outputs it reads
+    inputs : files from outside the run that it reads
+    """
+
+    name: str
+    function: Callable[[RunContext], Sequence[Path]]
+    configuration: Callable[[RunContext], Any]
+    upstream: tuple[str, ...] = ()
+    inputs: Callable[[RunContext], Sequence[Path]] = field(default=lambda context: ())
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Whether a stage has to run, and why."""
+
+    stage: Stage
+    fingerprint: str
+    reason: str | None
+
+    @property
+    def current(self) -> bool:
+        return self.reason is None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path)) from error
+
+
+def canonical_digest(content: object) -> str:
+    """SHA-256 of ``content`` as JSON with sorted keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class InputDigests:
+    """SHA-256 of input files, computed anew only when size or modification time changed."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._known: dict[str, dict[str, Any]] = read_json(store) if store.exists() else {}
+        self._changed = False
+
+    def of(self, path: Path) -> str:
+        """Digest of one file."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"cannot read: {error.strerror}", where=str(path)) from error
+        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+        entry = self._known.get(key)
+        if entry is None or entry["stamp"] != stamp:
+            entry = {"stamp": stamp, "sha256": file_sha256(path)}
+            self._known[key] = entry
+            self._changed = True
+        return str(entry["sha256"])
+
+    def save(self) -> None:
+        """Keep what was computed for the next time."""
+        if self._changed:
+            write_json(self._store, self._known)
+            self._changed = False
+
+
+def input_digests(stages: Sequence[Stage], context: RunContext) -> tuple[InputDigests, dict[str, str]]:
+    """The digest store of the run and the SHA-256 of every input file of ``stages`` by path."""
+    store = InputDigests(context.directory.stages / "inputs.json")
+    files = {path for stage in stages for path in stage.inputs(context)}
+    return store, {str(path): store.of(path) for path in sorted(files)}
+
+
+def stage_states(stages: Sequence[Stage], context: RunContext) -> list[StageState]:
+    """Which of ``stages`` (in order, upstream first) are current. Writes nothing."""
+    _, digests = input_digests(stages, context)
+    states: list[StageState] = []
+    fingerprints: dict[str, str] = {}
+    stale: dict[str, bool] = {}
+    for stage in stages:
+        fingerprint = _fingerprint(stage, context, fingerprints, digests)
+        fingerprints[stage.name] = fingerprint
+        behind = [name for name in stage.upstream if stale[name]]
+        reason = f"follows '{behind[0]}'" if behind else _why_not_current(stage, context, fingerprint)
+        stale[stage.name] = reason is not None
+        states.append(StageState(stage, fingerprint, reason))
+    return states
+
+
+def _fingerprint(
+    stage: Stage, context: RunContext, fingerprints: Mapping[str, str], digests: Mapping[str, str]
+) -> str:
+    return canonical_digest(
+        {
+            "stage": stage.name,
+            "version": selfcal.__version__,
+            "configuration": stage.configuration(context),
+            "upstream": {name: fingerprints[name] for name in stage.upstream},
+            "inputs": sorted(digests[str(path)] for path in stage.inputs(context)),
+        }
+    )
+
+
+def _record_path(context: RunContext, name: str) -> Path:
+    return context.directory.stages / f"{name}.json"
+
+
+def _read_record(context: RunContext, name: str) -> dict[str, Any] | None:
+    path = _record_path(context, name)
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path)
+    except DataError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str | None:
+    record = _read_record(context, stage.name)
+    if record is None:
+        return "not done yet"
+    if record.get("fingerprint") != fingerprint:
+        return "configuration, inputs or version changed"
+    for name, output in record["outputs"].items():
+        path = context.directory.path / name
+        if not path.is_file():
+            return f"output {name} is missing"
+        if path.stat().st_size != output["size"]:
+            return f"output {name} has another size"
+    for name in stage.upstream:
+        if record["upstream"].get(name) != _outputs_digest(context, name):
+            return f"'{name}' has another result"
+    return None
+
+
+def _outputs_digest(context: RunContext, name: str) -> str | None:
+    record = _read_record(context, name)
+    if record is None:
+        return None
+    return canonical_digest({path: output["sha256"] for path, output in record["outputs"].items()})
+
+
+def run_stages(stages: Sequence[Stage], context: RunContext) -> list[str]:
+    """Run, in order, those stages that are not current; returns their names.
+
+    ``stages`` holds every stage up to the last wanted one. The caller holds the run's lock.
+
+    Raises
+    ------
+    Interrupted
+        On Ctrl-C or SIGTERM; the stages that had finished stay finished.
+    """
+    done: list[str] = []
+    running: str | None = None
+    with _termination_as_interrupt():
+        try:
+            store, _ = input_digests(stages, context)
+            store.save()
+            for index, stage in enumerate(stages):
+                state = stage_states(stages[: index + 1], context)[-1]
+                if state.reason is None:
+                    context.say(f"[{stage.name}] up to date")
+                    continue
+                running = stage.name
+                context.say(f"[{stage.name}] running ({state.reason})")
+                seconds = _run_one(state, context)
+                running = None
+                done.append(stage.name)
+                context.say(f"[{stage.name}] done in {seconds:.1f} s")
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted during '{running}'" if running else "interrupted",
+                where=str(context.directory.path),
+                fix="run the same command again: finished stages are kept",
+            ) from None
+        finally:
+            context.reporter.close()
+    if not done:
+        context.say(f"nothing to be done: every stage of {context.directory.path} is up to date")
+    return done
+
+
+def _run_one(state: StageState, context: RunContext) -> float:
+    """Run one stage and write its record last; the old record goes first, so a crash leaves none."""
+    record = _record_path(context, state.stage.name)
+    old_outputs = set((_read_record(context, state.stage.name) or {"outputs": {}})["outputs"])
+    record.unlink(missing_ok=True)
+    begin = time.monotonic()
+    written = list(state.stage.function(context))
+    seconds = time.monotonic() - begin
+    context.reporter.close()
+    root = context.directory.path.resolve()
+    outputs: dict[str, dict[str, Any]] = {}
+    for path in sorted(written):
+        if not path.is_file():
+            raise DataError(f"stage '{state.stage.name}' did not write its output", where=str(path))
+        name = path.resolve().relative_to(root).as_posix()
+        outputs[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    for name in old_outputs - set(outputs):
+        (context.directory.path / name).unlink(missing_ok=True)
+    write_json(
+        record,
+        {
+            "stage": state.stage.name,
+            "fingerprint": state.fingerprint,
+            "outputs": outputs,
+            "upstream": {name: _outputs_digest(context, name) for name in state.stage.upstream},
+            "duration_s": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    return seconds
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a stage the way Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
