@@ -84,7 +84,10 @@ class InputDigests:
 
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._known: dict[str, dict[str, Any]] = read_json(store) if store.exists() else {}
+        try:
+            self._known: dict[str, dict[str, Any]] = read_json(store) if store.exists() else {}
+        except DataError:
+            self._known = {}
         self._changed = False
 
     def of(self, path: Path) -> str:

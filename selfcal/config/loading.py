@@ -1,0 +1,323 @@
+"""From YAML files to checked configurations: every problem with its file, line and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from selfcal.config.card import DataCard
+from selfcal.config.document import (
+    Document,
+    KeyPath,
+    Position,
+    dotted,
+    merge_documents,
+    read_document,
+    set_value,
+)
+from selfcal.config.run import RunConfig
+from selfcal.config.shipped import shipped_names, shipped_path, shipped_root
+from selfcal.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run configuration with its data cards and where they were found."""
+
+    config: RunConfig
+    cards: tuple[DataCard, ...]
+    card_paths: tuple[Path, ...]
+    data_root: Path | None
+
+    @property
+    def card_folders(self) -> dict[str, Path]:
+        """Folder of each card's file, by card name."""
+        return {card.name: path.parent for card, path in zip(self.cards, self.card_paths, strict=True)}
+
+
+def load_model(document: Document, model: type[Model]) -> Model:
+    """Check a document against a pydantic model.
+
+    Raises
+    ------
+    ConfigError
+        Listing every problem with its position, what was found and what was expected.
+    """
+    try:
+        return model.model_validate(document.values)
+    except ValidationError as error:
+        problems = [_problem(details, document, model) for details in error.errors(include_url=False)]
+    raise joined_problems(problems)
+
+
+def joined_problems(problems: Sequence[ConfigError]) -> ConfigError:
+    """One error for several."""
+    if len(problems) == 1:
+        return problems[0]
+    listed = "\n".join(f"- {problem}".replace("\n", "\n  ") for problem in problems)
+    return ConfigError(f"{len(problems)} problems in the configuration\n{listed}")
+
+
+def _problem(details: ErrorDetails, document: Document, model: type[BaseModel]) -> ConfigError:
+    kind = details["type"]
+    path, bad_key = _written_path(details["loc"], document.values, keep_last=kind in (*UNKNOWN_KEY, "missing"))
+    where = _where(document, path)
+    message = details["msg"].removeprefix("Value error, ")
+    if kind in UNKNOWN_KEY:
+        known = _known_keys(model, path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        return ConfigError(
+            f"unknown key '{path[-1]}'",
+            where=where,
+            expected=f"one of {', '.join(known)}" if known else "no such key",
+            fix=f"did you mean '{close[0]}'?" if close else None,
+        )
+    if kind == "missing":
+        return ConfigError(f"missing key '{path[-1]}'", where=where, fix=f"add '{dotted(path)}: ...'")
+    if kind in ("value_error", "assertion_error"):
+        return ConfigError(message, where=where)
+    expected = message.removeprefix("Input should be ")
+    found = path[-1] if bad_key else details["input"]
+    return ConfigError(f"wrong {'key' if bad_key else 'value'} {_shown(found)}", where=where, expected=expected)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _where(document: Document, path: KeyPath) -> str:
+    key = f", key '{dotted(path)}'" if path else ""
+    return f"{document.position(path)}{key}"
+
+
+def _written_path(
+    location: Sequence[str | int], values: Any, *, keep_last: bool
+) -> tuple[KeyPath, bool]:
+    """pydantic's location without the parts that name types rather than keys; whether a key is at fault."""
+    path: KeyPath = ()
+    here = values
+    for index, part in enumerate(location):
+        if (isinstance(here, dict) and part in here) or (
+            isinstance(here, list) and isinstance(part, int) and part < len(here)
+        ):
+            here = here[part]
+            path = (*path, part)
+        elif keep_last and index == len(location) - 1:
+            path = (*path, part)
+    return path, bool(location) and location[-1] == "[key]"
+
+
+def _known_keys(annotation: Any, path: KeyPath) -> list[str]:
+    """The keys that a model accepts at ``path``; empty where anything goes."""
+    for part in path:
+        annotation = _inside(annotation, part)
+    for candidate in _alternatives(annotation):
+        fields = _fields(candidate)
+        if fields:
+            return list(fields)
+    return []
+
+
+def _fields(candidate: Any) -> dict[str, Any]:
+    if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+        return {name: info.annotation for name, info in candidate.model_fields.items()}
+    if dataclasses.is_dataclass(candidate) and isinstance(candidate, type):
+        return typing.get_type_hints(candidate)
+    return {}
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [inner for argument in typing.get_args(annotation) for inner in _alternatives(argument)]
+    return [annotation]
+
+
+def _inside(annotation: Any, part: str | int) -> Any:
+    for candidate in _alternatives(annotation):
+        fields = _fields(candidate)
+        if part in fields:
+            return fields[str(part)]
+        arguments = typing.get_args(candidate)
+        origin = typing.get_origin(candidate)
+        if origin is dict and len(arguments) == 2:
+            return arguments[1]
+        if origin in (list, tuple) and arguments and isinstance(part, int):
+            return arguments[min(part, len(arguments) - 1)] if arguments[-1] is not ... else arguments[0]
+    return None
+
+
+def find_configuration(name: str) -> Path:
+    """A configuration file: an existing path, or the plain name of a shipped one (``demo``).
+
+    Raises
+    ------
+    ConfigError
+        If there is neither.
+    """
+    path = Path(name)
+    if path.exists() or path.suffix or "/" in name:
+        return path
+    shipped = shipped_names("configs")
+    if name in shipped:
+        return shipped_path("configs") / f"{name}.yaml"
+    raise ConfigError(
+        "no such configuration",
+        where=name,
+        expected=f"a YAML file, or one of the shipped configurations: {', '.join(shipped)}",
+    )
+
+
+def load_run(
+    configurations: Sequence[str | Path], assignments: Sequence[str] = (), seed: int | None = None
+) -> LoadedRun:
+    """Read, merge and check run configurations and their data cards.
+
+    Later files win over earlier ones, ``assignments`` (``a.b=c``) over files, ``seed`` over all. Cards are
+    sought relative to the file that lists them, then among those shipped with the program.
+
+    Raises
+    ------
+    ConfigError
+        With every problem of the configuration, or else every problem of the cards.
+    """
+    if not configurations:
+        raise ConfigError(
+            "no configuration given",
+            expected="the path of a YAML file, or the name of a shipped configuration",
+            fix="selfcal run CONFIG, for example selfcal run demo",
+        )
+    document = read_document(find_configuration(str(configurations[0])))
+    for name in configurations[1:]:
+        document = merge_documents(document, read_document(find_configuration(str(name))))
+    for assignment in assignments:
+        document = set_value(document, assignment)
+    if seed is not None:
+        document = merge_documents(
+            document, Document({"seed": seed}, {("seed",): Position(f"--seed {seed}")})
+        )
+    config = load_model(document, RunConfig)
+    return _with_cards(config, document)
+
+
+def _with_cards(config: RunConfig, document: Document) -> LoadedRun:
+    problems: list[ConfigError] = []
+    cards: list[DataCard] = []
+    paths: list[Path] = []
+    documents: list[Document] = []
+    for index, name in enumerate(config.data.cards):
+        try:
+            path = _card_path(name, document, ("data", "cards", index))
+            card_document = read_document(path)
+            card = load_model(card_document, DataCard)
+        except ConfigError as error:
+            problems.append(error)
+            continue
+        cards.append(card)
+        paths.append(path)
+        documents.append(card_document)
+    if not problems:
+        problems = _inconsistencies(config, cards, documents)
+    if problems:
+        raise joined_problems(problems)
+    return LoadedRun(config, tuple(cards), tuple(paths), _data_root(config, document))
+
+
+def _source_folder(document: Document, path: KeyPath) -> Path:
+    """Folder of the file that wrote ``path``; the working directory for command-line options."""
+    position = document.position(path)
+    return Path() if position.line is None else Path(position.source).parent
+
+
+def _card_path(name: str, document: Document, key: KeyPath) -> Path:
+    tried = [_source_folder(document, key) / name, shipped_root() / name]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"data card '{name}' not found",
+        where=_where(document, key),
+        expected=f"the file {tried[0]}, or one shipped with selfcal",
+        fix="give the path relative to the configuration file",
+    )
+
+
+def _data_root(config: RunConfig, document: Document) -> Path | None:
+    if config.data.root is None:
+        return None
+    return _source_folder(document, ("data", "root")) / Path(config.data.root).expanduser()
+
+
+def _inconsistencies(
+    config: RunConfig, cards: Sequence[DataCard], documents: Sequence[Document]
+) -> list[ConfigError]:
+    """What no single file can know: names used twice, worlds and simulation that are missing."""
+    problems: list[ConfigError] = []
+    seen: dict[str, str] = {}
+    simulated = {card.region for card in cards if card.role == "simulation"}
+    for card, document in zip(cards, documents, strict=True):
+        if card.name in seen:
+            problems.append(
+                ConfigError(
+                    f"two data cards are named '{card.name}'",
+                    where=_where(document, ("name",)),
+                    expected=f"another name than in {seen[card.name]}",
+                )
+            )
+        seen[card.name] = str(document.position(("name",)))
+        worlds = config.generate.worlds
+        if card.generate is not None and card.generate.world not in worlds:
+            close = difflib.get_close_matches(card.generate.world, worlds, n=1)
+            problems.append(
+                ConfigError(
+                    f"unknown world '{card.generate.world}'",
+                    where=_where(document, ("generate", "world")),
+                    expected=f"one of 'generate.worlds' of the configuration: {', '.join(sorted(worlds))}",
+                    fix=f"did you mean '{close[0]}'?" if close else None,
+                )
+            )
+        if card.role == "data" and card.region not in simulated:
+            problems.append(
+                ConfigError(
+                    f"no simulation of region '{card.region}'",
+                    where=_where(document, ("region",)),
+                    expected=f"a card with role simulation and region {card.region} under 'data.cards'",
+                )
+            )
+    return problems
+
+
+def load_card(path: Path) -> DataCard:
+    """Read and check one data card."""
+    return load_model(read_document(path), DataCard)
+
+
+def resolved_yaml(loaded: LoadedRun, folder: Path) -> str:
+    """The complete configuration as YAML, its paths relative to ``folder``, where it is to be written."""
+    values = loaded.config.model_dump(mode="json")
+    values["data"]["cards"] = [_relative(path, folder) for path in loaded.card_paths]
+    if loaded.data_root is not None:
+        values["data"]["root"] = _relative(loaded.data_root, folder)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

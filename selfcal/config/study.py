@@ -1,0 +1,42 @@
+"""Studies: the same run at many points, and which numbers to put side by side."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from selfcal.config.base import Configured
+
+DottedKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$")]
+
+
+class StudyConfig(Configured):
+    """One study: the product of ``axes`` and ``seeds`` on top of a base configuration.
+
+    ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run, then the
+    keys inside it. ``expected`` says in words what the numbers should show.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str
+    base: str
+    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1,)
+    collect: Annotated[tuple[DottedKey, ...], Field(min_length=1)]
+    expected: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "seed" in self.axes:
+            raise ValueError("'seed' is no axis; list the seeds under 'seeds'")
+        for name, values in (*self.axes.items(), ("seeds", self.seeds)):
+            if any(value in values[:index] for index, value in enumerate(values)):
+                raise ValueError(f"'{name}' holds a value twice")
+        return self
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination of axis values and seeds; the seed varies fastest."""
+        names = [*self.axes, "seed"]
+        return [dict(zip(names, values, strict=True)) for values in product(*self.axes.values(), self.seeds)]
