@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import RunConfig
-from selfcal.errors import ConfigError, DataError
+from selfcal.data.files import card_files
 from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import Reporter, SilentReporter, Tracker
 
@@ -54,32 +54,4 @@ class RunContext:
         """
         if card.generate is not None:
             return (self.directory.data / f"{card.name}.h5",)
-        root = self.data_root or self.card_folders.get(card.name, Path())
-        found: list[Path] = []
-        for pattern in card.files:
-            found += _matches(root, pattern, card.name)
-        repeated = {path for path in found if found.count(path) > 1}
-        if repeated:
-            raise ConfigError(
-                f"files of '{card.name}' are named more than once",
-                where=", ".join(sorted(map(str, repeated))),
-                fix="make the patterns under 'files' disjoint",
-            )
-        return tuple(found)
-
-
-def _matches(root: Path, pattern: str, name: str) -> list[Path]:
-    target = root / pattern
-    if any(character in pattern for character in "*?["):
-        base = Path(target.anchor) if target.is_absolute() else Path()
-        paths = sorted(base.glob(str(target.relative_to(base) if target.is_absolute() else target)))
-    else:
-        paths = [target] if target.exists() else []
-    if not paths:
-        raise DataError(
-            f"no file of dataset '{name}' found",
-            where=str(target),
-            expected="an existing file, or a pattern that matches some",
-            fix="check 'files' in the data card and 'data.root' in the configuration",
-        )
-    return paths
+        return card_files(card, self.data_root or self.card_folders.get(card.name, Path()))

@@ -1,0 +1,257 @@
+"""``selfcal``: the verbs, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import selfcal
+from selfcal.cli import options as opt
+from selfcal.config.schema import SchemaKind
+from selfcal.errors import ConfigError, Interrupted, SelfcalError
+from selfcal.study.pipeline import DESCRIPTIONS
+
+app = typer.Typer(
+    name="selfcal",
+    help="Train a jet-flavour tagger together with its own calibration.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_KEYBOARD_INTERRUPT = 130
+study_app = typer.Typer(help="Run the same analysis at many points.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(study_app, name="study")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"selfcal {selfcal.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Write a starter project: configuration, data cards, README."""
+    del debug
+    from selfcal.cli.project import init_project
+
+    init_project(directory, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def validate(
+    configurations: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CARD_OR_CONFIG...", help="Data cards, or run configurations; YAML."),
+    ] = None,
+    config: opt.ConfigOption = None,
+    assignments: opt.SetOption = None,
+    seed: opt.SeedOption = None,
+    out: opt.OutOption = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Check data cards and their files, or every dataset of a run."""
+    del debug
+    from selfcal.cli.checking import validate_cards_or_run
+
+    validate_cards_or_run(
+        opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
+    )
+
+
+def _stage_verb(name: str) -> Callable[..., None]:
+    def verb(
+        configurations: opt.Configurations = None,
+        config: opt.ConfigOption = None,
+        assignments: opt.SetOption = None,
+        seed: opt.SeedOption = None,
+        out: opt.OutOption = None,
+        dry_run: opt.DryRunOption = False,
+        as_json: opt.JsonOption = False,
+        verbose: opt.VerboseOption = 0,
+        quiet: opt.QuietOption = False,
+        debug: opt.DebugOption = False,
+    ) -> None:
+        del debug
+        from selfcal.cli.execution import execute
+
+        execute(
+            name, opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
+        )
+
+    return verb
+
+
+for _description in DESCRIPTIONS:
+    if _description.name != "validate":
+        app.command(_description.name, help=_description.summary)(_stage_verb(_description.name))
+
+
+@app.command()
+def run(
+    configurations: opt.Configurations = None,
+    config: opt.ConfigOption = None,
+    assignments: opt.SetOption = None,
+    seed: opt.SeedOption = None,
+    out: opt.OutOption = None,
+    dry_run: opt.DryRunOption = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only go on with a run that exists (finished stages are always kept).")
+    ] = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Do everything: generate, validate, train, calibrate, fit, export, report."""
+    del debug
+    from selfcal.cli.execution import execute
+
+    execute(
+        "run",
+        opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet),
+        resume=resume,
+    )
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="run|card|study", help="Which kind of file.")] = "run",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.")] = None,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Print the JSON Schema of run configurations, data cards or studies."""
+    del debug
+    from typing import get_args
+
+    from selfcal.cli.execution import print_json
+    from selfcal.config.schema import json_schema
+    from selfcal.run.atomic import write_json
+
+    kinds: tuple[SchemaKind, ...] = get_args(SchemaKind)
+    chosen = next((one for one in kinds if one == kind), None)
+    if chosen is None:
+        raise ConfigError(f"no schema for '{kind}'", expected=f"one of {', '.join(kinds)}")
+    if out is None:
+        print_json(json_schema(chosen))
+        return
+    if out.exists():
+        raise ConfigError("the file exists already", where=str(out), fix="choose another --out")
+    write_json(out, json_schema(chosen))
+
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="Study file (YAML), or the name of a shipped one.")
+]
+StudyOut = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Study directory (default: studies-out/<name>).")
+]
+
+
+@study_app.command("run")
+def study_run(
+    study: StudyArgument,
+    assignments: opt.SetOption = None,
+    out: StudyOut = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Run every point of a study, one after the other; points that are done are kept."""
+    del debug
+    from selfcal.cli.studies import execute_study
+
+    options = opt.collect(None, None, assignments, None, out, dry_run, as_json, verbose, quiet)
+    execute_study(study, options, resume=False)
+
+
+@study_app.command("resume")
+def study_resume(
+    study: StudyArgument,
+    assignments: opt.SetOption = None,
+    out: StudyOut = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Go on with a study that was interrupted, or try its failed points again."""
+    del debug
+    from selfcal.cli.studies import execute_study
+
+    options = opt.collect(None, None, assignments, None, out, dry_run, as_json, verbose, quiet)
+    execute_study(study, options, resume=True)
+
+
+@study_app.command("list")
+def study_list(as_json: opt.JsonOption = False, debug: opt.DebugOption = False) -> None:
+    """List the studies that come with selfcal."""
+    del debug
+    from selfcal.cli.studies import list_studies
+
+    list_studies(as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``selfcal`` script; returns the exit code (see ``selfcal.errors``)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app(words, prog_name="selfcal", standalone_mode=True)
+    except SystemExit as ending:
+        if ending.code == _KEYBOARD_INTERRUPT:
+            return Interrupted.exit_code
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except SelfcalError as error:
+        return _failed(error, words)
+    except Exception as error:  # noqa: BLE001 - the last resort turns any failure into one line
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"selfcal: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+            print("  fix:      run the same command with --debug and report what it prints", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _failed(error: SelfcalError, words: Sequence[str]) -> int:
+    if "--debug" in words:
+        traceback.print_exception(error)
+    elif isinstance(error, Interrupted):
+        print(f"selfcal: {error}", file=sys.stderr)
+    else:
+        print(f"selfcal: error: {error}", file=sys.stderr)
+    if "--json" in words:
+        from selfcal.cli.execution import error_json, print_json
+
+        print_json(error_json(error))
+    return error.exit_code

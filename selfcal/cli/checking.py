@@ -1,0 +1,62 @@
+"""``selfcal validate``: data cards on their own, or all datasets of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfcal.cli.execution import execute, print_json, set_log_level
+from selfcal.cli.options import Options
+from selfcal.config.card import DataCard
+from selfcal.config.document import read_document
+from selfcal.config.loading import find_configuration, joined_problems, load_card
+from selfcal.config.run import DataConfig
+from selfcal.data.files import card_files
+from selfcal.errors import ConfigError
+
+
+def validate_cards_or_run(options: Options) -> None:
+    """Tell cards from configurations by their keys, and check them."""
+    if not options.configurations:
+        raise ConfigError("nothing to validate", expected="paths of data cards or of run configurations")
+    is_card = [_is_card(find_configuration(name)) for name in options.configurations]
+    if not any(is_card):
+        execute("validate", options)
+        return
+    if not all(is_card):
+        raise ConfigError(
+            "data cards and run configurations together", fix="validate them in two commands"
+        )
+    set_log_level(options.verbose)
+    _validate_cards([Path(name) for name in options.configurations], options)
+
+
+def _is_card(path: Path) -> bool:
+    """A run configuration has ``data``; a card has ``role``, ``region`` or ``files``."""
+    values = read_document(path).values
+    return "data" not in values and any(key in values for key in ("role", "region", "files"))
+
+
+def _validate_cards(paths: list[Path], options: Options) -> None:
+    from selfcal.data.validation import render_report, validate_dataset
+
+    cards: list[tuple[DataCard, Path]] = []
+    problems: list[ConfigError] = []
+    for path in paths:
+        try:
+            cards.append((load_card(path), path))
+        except ConfigError as error:
+            problems.append(error)
+    if problems:
+        raise joined_problems(problems)
+    reports: list[dict[str, Any]] = []
+    for card, path in cards:
+        if card.generate is not None or options.dry_run:
+            reports.append({"name": card.name, "generated": card.generate is not None, "checked_files": False})
+            continue
+        selection = DataConfig(cards=(str(path),))
+        reports.append(validate_dataset(card, card_files(card, path.parent), path.parent, selection))
+    if options.as_json:
+        print_json({"datasets": reports})
+    elif not options.quiet:
+        print(render_report(reports))

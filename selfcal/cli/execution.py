@@ -1,0 +1,146 @@
+"""From options to a run: context, dry run, stages, outcome."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from selfcal.cli.options import Options
+from selfcal.config.loading import LoadedRun, load_run, resolved_yaml
+from selfcal.errors import ConfigError, SelfcalError
+from selfcal.run.atomic import write_text
+from selfcal.run.context import RunContext
+from selfcal.run.directory import RunDirectory
+from selfcal.run.progress import reporter_for
+from selfcal.run.stages import Stage, input_digests, run_stages, stage_states
+from selfcal.study.pipeline import DESCRIPTIONS, pipeline, stages_for_verb
+
+
+def context_of(options: Options, loaded: LoadedRun) -> RunContext:
+    """The context of a run; nothing is written."""
+    path = options.out or Path("runs") / loaded.config.name
+    return RunContext(
+        loaded.config,
+        loaded.cards,
+        RunDirectory(path),
+        reporter_for(options.quiet),
+        loaded.card_folders,
+        loaded.data_root,
+    )
+
+
+def execute(verb: str, options: Options, *, resume: bool = False) -> None:
+    """Do ``verb`` (``run`` or one stage) and print the outcome."""
+    set_log_level(options.verbose)
+    loaded = load_run(options.configurations, options.assignments, options.seed)
+    context = context_of(options, loaded)
+    if resume and not context.directory.provenance.exists():
+        raise ConfigError(
+            "there is no run to resume", where=str(context.directory.path), fix="leave out --resume to start it"
+        )
+    if options.dry_run:
+        _show_plan(verb, options, loaded, context)
+        return
+    with context.directory.lock():
+        stages = pipeline(context) if verb == "run" else stages_for_verb(context, verb)
+        if not all(state.current for state in stage_states(stages, context)):
+            _, inputs = input_digests(stages, context)
+            write_text(context.directory.resolved_config, resolved_yaml(loaded, context.directory.path))
+            context.directory.write_provenance(loaded.config.seed, ["selfcal", *sys.argv[1:]], inputs)
+        done = run_stages(stages, context)
+    _show_outcome(options, context, stages, done)
+
+
+def _show_outcome(options: Options, context: RunContext, stages: list[Stage], done: list[str]) -> None:
+    results = sorted(context.directory.results.glob("*")) if context.directory.results.is_dir() else []
+    report = context.directory.report
+    if options.as_json:
+        print_json(
+            {
+                "run": str(context.directory.path),
+                "stages": [{"name": stage.name, "ran": stage.name in done} for stage in stages],
+                "results": [str(path) for path in results],
+                "report": str(report) if report.exists() else None,
+            }
+        )
+    elif not options.quiet and stages[-1].name == "report" and report.exists():
+        context.say(f"results in {context.directory.results}, report in {report}")
+
+
+def _show_plan(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:
+    stages = pipeline(context)
+    if verb != "run":
+        names = [stage.name for stage in stages]
+        if verb in names:
+            stages = stages[: names.index(verb) + 1]
+    plan = {
+        "run": str(context.directory.path),
+        "inputs": [_input_facts(context, index) for index in range(len(context.cards))],
+        "stages": [
+            {
+                "name": state.stage.name,
+                "state": "up to date" if state.reason is None else state.reason,
+                "runs": state.reason is not None and verb in ("run", state.stage.name),
+                "files": next(d.produces for d in DESCRIPTIONS if d.name == state.stage.name),
+            }
+            for state in stage_states(stages, context)
+        ],
+    }
+    configuration = resolved_yaml(loaded, context.directory.path)
+    if options.as_json:
+        print_json(plan | {"configuration": loaded.config.model_dump(mode="json")})
+        return
+    print(f"# run directory: {plan['run']}\n\n# configuration\n{configuration}\n# inputs")
+    for facts in plan["inputs"]:
+        print(f"{facts['name']:<24} {facts['role']:<11} {facts['use']:<11} {facts['region']:<14} {facts['source']}")
+    print("\n# stages")
+    for stage in plan["stages"]:
+        print(f"{stage['name']:<10} {stage['state']:<45} -> {', '.join(stage['files'])}")
+    print("\ndry run: nothing was written")
+
+
+def _input_facts(context: RunContext, index: int) -> dict[str, Any]:
+    card = context.cards[index]
+    facts: dict[str, Any] = {"name": card.name, "role": card.role, "use": card.use, "region": card.region}
+    if card.generate is not None:
+        count = card.generate.jets
+        source = f"{count} jets to generate ({card.generate.process}, world {card.generate.world})"
+        return facts | {"jets": count, "files": [], "source": source}
+    from selfcal.data.validation import count_jets
+
+    paths = context.dataset_path(card)
+    count = sum(count_jets(path) for path in paths)
+    return facts | {
+        "jets": count,
+        "files": [str(path) for path in paths],
+        "source": f"{count} jets in {len(paths)} file(s)",
+    }
+
+
+def print_json(content: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(content, indent=1, allow_nan=False))
+
+
+def error_json(error: SelfcalError) -> dict[str, Any]:
+    """An error as plain values, for ``--json``."""
+    return {
+        "error": {
+            "kind": type(error).__name__,
+            "exit_code": error.exit_code,
+            "problem": error.problem,
+            "where": error.where,
+            "expected": error.expected,
+            "fix": error.fix,
+        }
+    }
+
+
+def set_log_level(verbose: int) -> None:
+    """Warnings by default, more with ``-v`` and ``-vv``."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("selfcal").setLevel(level)

@@ -1,0 +1,210 @@
+"""The stages of a run in order, each with the configuration that decides its outputs.
+
+Stage modules are imported when they run: ``selfcal --help`` and ``--dry-run`` need none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfcal.config.card import DataCard
+from selfcal.errors import ConfigError
+from selfcal.run.context import RunContext
+from selfcal.run.stages import Stage, StageState, stage_states
+
+
+@dataclass(frozen=True)
+class StageDescription:
+    """One verb of the command line.
+
+    ``implementation`` is ``module:function``; ``produces`` tells the user which files to expect.
+    """
+
+    name: str
+    summary: str
+    implementation: str
+    configuration: Callable[[RunContext], Any]
+    produces: tuple[str, ...]
+    reads_inputs: bool = False
+
+
+def _card_facts(cards: Iterable[DataCard], *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in card.model_dump(mode="json").items() if key in keys} for card in cards]
+
+
+def _selection(context: RunContext) -> dict[str, Any]:
+    return context.config.data.model_dump(mode="json", exclude={"cards", "root"})
+
+
+def _generate_configuration(context: RunContext) -> Any:
+    cards = [card for card in context.cards if card.generate is not None]
+    used = {card.generate.world for card in cards if card.generate is not None}
+    worlds = context.config.generate.worlds
+    return {
+        "seed": context.config.seed,
+        "cards": _card_facts(cards, "name", "role", "use", "region", "generate"),
+        "worlds": {name: worlds[name].model_dump(mode="json") for name in sorted(used)},
+    }
+
+
+def _validate_configuration(context: RunContext) -> Any:
+    return {
+        "cards": _card_facts(context.cards, "name", "role", "use", "region", "format", "sha256"),
+        "selection": _selection(context),
+    }
+
+
+def _train_configuration(context: RunContext) -> Any:
+    config = context.config
+    return {
+        "seed": config.seed,
+        "tagger": config.tagger.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json"),
+    }
+
+
+def _calibrate_configuration(context: RunContext) -> Any:
+    return {
+        "seed": context.config.seed,
+        "cards": _card_facts(context.cards, "name", "composition"),
+        "calibration": context.config.calibration.model_dump(mode="json", exclude={"workers"}),
+    }
+
+
+def _fit_configuration(context: RunContext) -> Any:
+    return {"fit": context.config.fit.model_dump(mode="json")}
+
+
+def _export_configuration(context: RunContext) -> Any:
+    return {"tagger": context.config.tagger.name}
+
+
+def _report_configuration(context: RunContext) -> Any:
+    return {"name": context.config.name}
+
+
+DESCRIPTIONS: tuple[StageDescription, ...] = (
+    StageDescription(
+        "generate",
+        "Generate the datasets whose cards say so.",
+        "selfcal.generate.stage:run_generate",
+        _generate_configuration,
+        ("data/<card>.h5",),
+    ),
+    StageDescription(
+        "validate",
+        "Check every dataset: fields, labels, ranges, duplicates, folds.",
+        "selfcal.data.validation:run_validate",
+        _validate_configuration,
+        ("results/validation.json",),
+        reads_inputs=True,
+    ),
+    StageDescription(
+        "train",
+        "Train the tagger on the train fold of the simulation.",
+        "selfcal.training.stage:run_train",
+        _train_configuration,
+        ("checkpoints/", "results/"),
+    ),
+    StageDescription(
+        "calibrate",
+        "Fit composition and calibration map, with bootstrap replicas.",
+        "selfcal.transport.stage:run_calibrate",
+        _calibrate_configuration,
+        ("checkpoints/", "results/"),
+    ),
+    StageDescription(
+        "fit",
+        "Fit the scale factors on the measure fold.",
+        "selfcal.likelihood.stage:run_fit",
+        _fit_configuration,
+        ("results/",),
+    ),
+    StageDescription(
+        "export",
+        "Write the scale factors in the formats that analyses read.",
+        "selfcal.export.stage:run_export",
+        _export_configuration,
+        ("results/",),
+    ),
+    StageDescription(
+        "report",
+        "Draw the figures and write report.html.",
+        "selfcal.report.stage:run_report",
+        _report_configuration,
+        ("figures/", "report.html"),
+    ),
+)
+
+
+def pipeline(context: RunContext) -> list[Stage]:
+    """All stages of this run; without ``generate`` where no card asks for it."""
+    stages: list[Stage] = []
+    for description in DESCRIPTIONS:
+        if description.name == "generate" and not any(card.generate for card in context.cards):
+            continue
+        stages.append(
+            Stage(
+                description.name,
+                _lazy(description.implementation),
+                description.configuration,
+                tuple(stage.name for stage in stages),
+                _input_files if description.reads_inputs else _no_files,
+            )
+        )
+    return stages
+
+
+def _lazy(implementation: str) -> Callable[[RunContext], Sequence[Path]]:
+    module, function = implementation.split(":")
+
+    def run(context: RunContext) -> Sequence[Path]:
+        outputs: Sequence[Path] = getattr(importlib.import_module(module), function)(context)
+        return outputs
+
+    return run
+
+
+def _input_files(context: RunContext) -> list[Path]:
+    return [path for card in context.cards if card.generate is None for path in context.dataset_path(card)]
+
+
+def _no_files(context: RunContext) -> list[Path]:
+    del context
+    return []
+
+
+def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
+    """The stages up to ``verb``, of which all but the last must be current.
+
+    Raises
+    ------
+    ConfigError
+        If this run has no such stage, or an earlier one has to run first.
+    """
+    stages = pipeline(context)
+    names = [stage.name for stage in stages]
+    if verb not in names:
+        raise ConfigError(
+            f"this run has no stage '{verb}'",
+            expected=f"one of {', '.join(names)}",
+            fix="none of its data cards has a 'generate' block: go on with 'selfcal validate'",
+        )
+    wanted = stages[: names.index(verb) + 1]
+    for state in stage_states(wanted, context)[:-1]:
+        if not state.current:
+            raise _behind(state, verb, context)
+    return wanted
+
+
+def _behind(state: StageState, verb: str, context: RunContext) -> ConfigError:
+    name = state.stage.name
+    return ConfigError(
+        f"'{verb}' needs '{name}' first ({state.reason})",
+        where=str(context.directory.path),
+        fix=f"run 'selfcal {name}' with the same options, or 'selfcal run' for everything",
+    )
