@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
 
 from selfcal.errors import DataError
@@ -56,10 +55,12 @@ def _plain(value: object) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().tolist()
     if isinstance(value, Path):
         return str(value)
+    import torch  # slow to import, and rarely needed here
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().tolist()
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
