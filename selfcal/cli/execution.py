@@ -44,6 +44,7 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
     if options.dry_run:
         _show_plan(verb, options, loaded, context)
         return
+    _refuse_early(verb, context)
     with context.directory.lock():
         stages = pipeline(context) if verb == "run" else stages_for_verb(context, verb)
         if not all(state.current for state in stage_states(stages, context)):
@@ -52,6 +53,14 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
             context.directory.write_provenance(loaded.config.seed, ["selfcal", *sys.argv[1:]], inputs)
         done = run_stages(stages, context)
     _show_outcome(options, context, stages, done)
+
+
+def _refuse_early(verb: str, context: RunContext) -> None:
+    """Find missing files and missing stages before anything is written."""
+    for card in context.cards:
+        context.dataset_path(card)
+    if verb != "run":
+        stages_for_verb(context, verb)
 
 
 def _show_outcome(options: Options, context: RunContext, stages: list[Stage], done: list[str]) -> None:

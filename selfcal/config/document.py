@@ -264,6 +264,7 @@ def set_value(document: Document, assignment: str) -> Document:
     path: KeyPath = ()
     content = _copied(document.values)
     here: Any = content
+    added: dict[KeyPath, Position] = {}
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         if isinstance(here, list):
@@ -283,9 +284,10 @@ def set_value(document: Document, assignment: str) -> Document:
         else:
             if not exists or not isinstance(here[step], dict | list):
                 here[step] = {}
+                added[path] = Position(source)
             here = here[step]
     kept = {p: q for p, q in document.positions.items() if p[: len(path)] != path}
-    return Document(content, kept | {path: Position(source)})
+    return Document(content, kept | added | {path: Position(source)})
 
 
 def _copied(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -90,10 +91,18 @@ def _problem(details: ErrorDetails, document: Document, model: type[BaseModel]) 
     if kind == "missing":
         return ConfigError(f"missing key '{path[-1]}'", where=where, fix=f"add '{dotted(path)}: ...'")
     if kind in ("value_error", "assertion_error"):
-        return ConfigError(message, where=where)
+        return ConfigError(message, where=_where(document, _named_in(message, path, document)))
     expected = message.removeprefix("Input should be ")
     found = path[-1] if bad_key else details["input"]
     return ConfigError(f"wrong {'key' if bad_key else 'value'} {_shown(found)}", where=where, expected=expected)
+
+
+def _named_in(message: str, path: KeyPath, document: Document) -> KeyPath:
+    """The key that a model's own check complains about: the first that it quotes and the user wrote."""
+    for name in re.findall(r"'([A-Za-z_]+)'", message):
+        if (*path, name) in document.positions:
+            return (*path, name)
+    return path
 
 
 def _shown(value: object) -> str:

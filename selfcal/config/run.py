@@ -33,11 +33,23 @@ class DataConfig(Configured):
     pt_gev_max: Positive = 250.0
     abs_eta_max: Positive = 2.5
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.cards:
+            raise ValueError("'cards' is empty: a run needs at least one data card")
+        if abs(sum(self.fold_fractions) - 1) > 1e-6:
+            raise ValueError(f"'fold_fractions' must add up to 1, found {sum(self.fold_fractions):g}")
+        if self.pt_gev_min >= self.pt_gev_max:
+            raise ValueError(f"'pt_gev_min' ({self.pt_gev_min:g}) must be below 'pt_gev_max' ({self.pt_gev_max:g})")
+        return self
+
 
 class GenerateConfig(Configured):
-    """Worlds to generate and how many worker processes do it (0: one per core)."""
+    """Worlds to generate, how many worker processes do it (0: one per core), and a folder
+    for generated collisions that several runs share (default: inside the run)."""
 
     workers: Annotated[int, Field(ge=0)] = 0
+    cache: str | None = None
     worlds: dict[str, World] = {"nominal": World()}
 
 
@@ -55,6 +67,14 @@ class TaggerConfig(Configured):
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     tau_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"'width' ({self.width}) must be a multiple of 'heads' ({self.heads})")
+        if self.charm_fraction + self.tau_fraction >= 1:
+            raise ValueError("'charm_fraction' and 'tau_fraction' must add up to less than 1")
+        return self
+
 
 class TrainingConfig(Configured):
     """Stage 0: the tagger alone, on the train fold of the simulation."""
@@ -66,6 +86,7 @@ class TrainingConfig(Configured):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     gradient_clip: Positive = 1.0
     origin_loss_weight: Annotated[float, Field(ge=0)] = 0.5
+    balance_flavours: bool = False
     validation_fraction: Probability = 0.1
 
 
@@ -76,6 +97,7 @@ class JointConfig(Configured):
     epochs: PositiveInt = 2
     batch_size: PositiveInt = 512
     learning_rate: Positive = 1e-4
+    map_learning_rate: Positive = 5e-3
     penalty: Literal["energy"] = "energy"
     penalty_weight: Annotated[float, Field(ge=0)] = 1.0
     auc_loss_max: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -86,18 +108,24 @@ class MapConfig(Configured):
 
     family: Literal["flow", "identity"] = "flow"
     library: Literal["zuko", "nflows"] = "zuko"
-    transforms: PositiveInt = 2
+    transforms: PositiveInt = 1
     hidden_width: PositiveInt = 32
     spline_bins: PositiveInt = 8
     displacement_scale: Positive = 0.3
+    displacement_weight: Positive = 10.0
     steps: PositiveInt = 400
-    batch_size: PositiveInt = 2048
+    batch_size: PositiveInt = 1024
     learning_rate: Positive = 3e-3
 
 
 class CompositionConfig(Configured):
-    """The flavour fractions of every region, from the bulk of the scores."""
+    """The flavour fractions of every region, from the bulk of the scores.
 
+    ``relative_floor`` is added in quadrature to the bootstrap spread of each fraction
+    before it constrains the map: what the bulk distance itself may be wrong by.
+    """
+
+    relative_floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     steps: PositiveInt = 300
     batch_size: PositiveInt = 1024
     learning_rate: Positive = 2e-2
@@ -107,10 +135,10 @@ class BaseDensityConfig(Configured):
     """The simulation's density p(z | pT, |eta|) of each flavour."""
 
     transforms: PositiveInt = 3
-    hidden_width: PositiveInt = 64
+    hidden_width: PositiveInt = 48
     spline_bins: PositiveInt = 8
     steps: PositiveInt = 600
-    batch_size: PositiveInt = 1024
+    batch_size: PositiveInt = 512
     learning_rate: Positive = 2e-3
 
 
@@ -123,10 +151,18 @@ class CalibrationConfig(Configured):
     joint: JointConfig = JointConfig()
     bootstraps: Annotated[int, Field(ge=2)] = 10
     bootstrap_steps: PositiveInt = 60
+    workers: Annotated[int, Field(ge=0)] = 0
 
 
 class FitConfig(Configured):
-    """Templates, likelihood and scale factors on the measure fold."""
+    """Templates, likelihood and scale factors on the measure fold.
+
+    Flavours of ``free_flavours`` have a free shape in each pT bin; the shape of the others
+    may move by the relative ``residual_width`` in each bin, beside the uncertainties of the map.
+    ``extrapolation_fraction`` of the calibration's shift is the uncertainty of carrying it from
+    the reference region of a flavour to another region. ``fix_reference_yield`` fixes the yield
+    of the channels where a free flavour is measured; with a free yield the fit is degenerate.
+    """
 
     working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
     working_point_region: str = "ttbar_emu"
@@ -140,6 +176,11 @@ class FitConfig(Configured):
     }
     free_flavours: tuple[FlavourName, ...] = ("b",)
     map_variance_kept: Probability = 0.99
+    residual_width: dict[FlavourName, Positive] = {"b": 0.05, "c": 0.10, "light": 0.5, "tau": 0.3}
+    pt_shape_width: Positive = 0.10
+    extrapolation_fraction: Annotated[float, Field(ge=0)] = 0.5
+    split_map_model_by_pt: bool = False
+    fix_reference_yield: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,0 +1,104 @@
+"""The ``generate`` stage: every data card with a ``generate`` block becomes a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from selfcal.config.card import DataCard
+from selfcal.config.run import RunConfig
+from selfcal.errors import ConfigError
+from selfcal.generate.dataset import GenerateRequest, generate_dataset
+from selfcal.run.atomic import read_json, write_json
+from selfcal.run.context import RunContext
+from selfcal.run.stages import canonical_digest
+
+MAX_SEED = 900_000_000
+"""Pythia 8 takes seeds up to 900,000,000."""
+
+
+def dataset_seed(run_seed: int, card_name: str) -> int:
+    """Seed of one dataset, 1 to :data:`MAX_SEED`: the same everywhere, different for every card and run seed."""
+    digest = hashlib.sha256(f"{run_seed}/{card_name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % MAX_SEED + 1
+
+
+def generate_request(card: DataCard, config: RunConfig) -> GenerateRequest:
+    """What a card asks to be generated, with its world filled in.
+
+    Raises
+    ------
+    ConfigError
+        If the card generates nothing or names a world that the configuration lacks.
+    """
+    if card.generate is None:
+        raise ConfigError(f"data card '{card.name}' has no 'generate' block", where="generate")
+    world = config.generate.worlds.get(card.generate.world)
+    if world is None:
+        raise ConfigError(
+            f"unknown world '{card.generate.world}'",
+            where=f"data card '{card.name}', key 'generate.world'",
+            expected=f"one of {', '.join(sorted(config.generate.worlds))}",
+        )
+    return GenerateRequest(
+        name=card.name,
+        process=card.generate.process,
+        n_jets=card.generate.jets,
+        seed=dataset_seed(config.seed, card.name),
+        pythia_settings=world.pythia,
+        detector=world.detector,
+        is_data=card.role == "data",
+    )
+
+
+def run_generate(context: RunContext) -> list[Path]:
+    """Generate what is not there yet; a finished dataset survives an interruption of the stage."""
+    config = context.config
+    cards = [card for card in context.cards if card.generate is not None]
+    workers = config.generate.workers or os.cpu_count() or 1
+    outputs: list[Path] = []
+    for card in cards:
+        request = generate_request(card, config)
+        (output,) = context.dataset_path(card)
+        if not _is_made(output, request):
+            tracker = context.progress(f"{card.name}: jets", request.n_jets)
+            generate_dataset(request, output, _cache(context), workers, tracker.update)
+            write_json(_note(output), _identity(output, request))
+        outputs += [output, _note(output)]
+    return outputs
+
+
+def _cache(context: RunContext) -> Path:
+    shared = context.config.generate.cache
+    return Path(shared).expanduser() if shared else context.directory.cache
+
+
+def _note(output: Path) -> Path:
+    """A small file beside a dataset that says what it was made from."""
+    return output.with_suffix(".made.json")
+
+
+def _identity(output: Path, request: GenerateRequest) -> dict[str, object]:
+    from selfcal import __version__
+
+    return {
+        "request": canonical_digest(
+            {
+                "version": __version__,
+                "process": request.process,
+                "n_jets": request.n_jets,
+                "seed": request.seed,
+                "pythia_settings": list(request.pythia_settings),
+                "detector": request.detector.model_dump(mode="json"),
+                "is_data": request.is_data,
+            }
+        ),
+        "size": output.stat().st_size,
+    }
+
+
+def _is_made(output: Path, request: GenerateRequest) -> bool:
+    if not output.is_file() or not _note(output).is_file():
+        return False
+    return bool(read_json(_note(output)) == _identity(output, request))
