@@ -1,0 +1,27 @@
+"""True flavours of pseudo-data, for closure checks alone.
+
+Nothing that trains, calibrates or fits may import this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.data.flavours import flavour_from_cone_label
+from selfcal.data.hdf5 import LABEL_FIELD, TRUTH_DATASET, open_native, require_dataset
+
+
+def read_closure_truth(path: Path) -> NDArray[np.int8]:
+    """Flavour (see ``FLAVOURS``) of every jet of a pseudo-data file, (N,) in file order.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, or carries no truth.
+    """
+    with open_native(path) as file:
+        labels = require_dataset(file, TRUTH_DATASET, path, (LABEL_FIELD,))[LABEL_FIELD]
+    return flavour_from_cone_label(labels, where=f"{path}, {TRUTH_DATASET}")

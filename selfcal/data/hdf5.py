@@ -1,0 +1,315 @@
+"""The native file: the ATLAS flavour-tagging HDF5 layout that salt, puma and umami-preprocessing read.
+
+``jets (N,)`` and ``tracks (N, 40)`` are structured datasets; ``valid`` says which
+of the 40 slots hold a track. Momenta are in MeV, ``qOverP`` in 1/MeV, lengths in mm.
+Nothing here opens the dataset that holds the truth of pseudo-data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.data.flavours import (
+    FLAVOUR_TO_CONE_LABEL,
+    UNLABELLED,
+    flavour_from_cone_label,
+)
+from selfcal.data.jets import TRACK_FIELDS, Jets
+from selfcal.errors import DataError
+from selfcal.run.atomic import atomic_path
+
+TRACK_SLOTS = 40
+LABEL_FIELD = "HadronConeExclTruthLabelID"
+TRUTH_DATASET = "closure_truth"
+FLAVOUR_CLASS_NAMES = ("bjets", "cjets", "ujets", "taujets")
+UNKNOWN_ORIGIN, UNKNOWN_VERTEX = -1, -2
+_BLOCK = 4096
+_JET_CHUNK, _TRACK_CHUNK = 4096, 512
+_REQUIRED_JET_FIELDS = ("pt_btagJes", "eta_btagJes")
+_ALIASES = {
+    "lifetimeSignedD0Significance": "IP3D_signed_d0_significance",
+    "lifetimeSignedZ0SinThetaSignificance": "IP3D_signed_z0_significance",
+}
+"""Track fields under the names of the older ATLAS generation."""
+
+
+def write_jets(
+    path: Path,
+    jets: Jets,
+    *,
+    labels: bool,
+    closure_truth: NDArray[np.int8] | None = None,
+    jet_fields: Mapping[str, NDArray[Any]] | None = None,
+    attributes: Mapping[str, str] | None = None,
+) -> int:
+    """Write ``jets`` whole or not at all; returns the number of tracks dropped.
+
+    A jet keeps at most 40 tracks, those of largest |d0 significance| in their
+    order; the rest is counted in the returned value and the file's attribute
+    ``tracks_dropped``.
+
+    Parameters
+    ----------
+    labels : write ``HadronConeExclTruthLabelID`` and the tracks' truth origin and vertex.
+    closure_truth : (N,) flavours of pseudo-data, kept in a dataset of its own.
+    jet_fields : further (N,) fields of ``jets``, by name.
+    attributes : further text attributes of the file.
+
+    Raises
+    ------
+    DataError
+        If labels are asked for jets that have none, lengths differ, or the file cannot be written.
+    """
+    if labels and len(jets) and not jets.labelled:
+        raise DataError("labels are asked for, but some jets have none", where=str(path))
+    for name, values in {**(jet_fields or {}), TRUTH_DATASET: closure_truth}.items():
+        if values is not None and len(values) != len(jets):
+            raise DataError(f"'{name}' has {len(values)} entries for {len(jets)} jets", where=str(path))
+    slots, dropped = _track_slots(jets)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"energy_unit": "MeV", "length_unit": "mm", **(attributes or {})})
+        file.attrs["tracks_dropped"] = dropped
+        table = _jet_table(jets, labels, jet_fields or {})
+        dataset = _create(file, "jets", table.shape, table.dtype, (_JET_CHUNK,))
+        dataset[...] = table
+        dataset.attrs["flavour_label"] = list(FLAVOUR_CLASS_NAMES)
+        _write_tracks(file, jets, slots, labels)
+        if closure_truth is not None:
+            truth = np.zeros(len(jets), dtype=[(LABEL_FIELD, "<i4")])
+            truth[LABEL_FIELD] = _cone_labels(closure_truth)
+            _create(file, TRUTH_DATASET, truth.shape, truth.dtype, (_JET_CHUNK,))[...] = truth
+    return dropped
+
+
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...]) -> Any:
+    fitted = tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True))
+    return file.create_dataset(
+        name, shape, dtype, chunks=fitted, compression="gzip", compression_opts=1, fletcher32=True
+    )
+
+
+def _cone_labels(flavour: NDArray[np.int8]) -> NDArray[np.int32]:
+    return np.array([FLAVOUR_TO_CONE_LABEL[i] for i in range(len(FLAVOUR_TO_CONE_LABEL))], dtype=np.int32)[flavour]
+
+
+def _jet_table(jets: Jets, labels: bool, extra: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    columns: dict[str, NDArray[Any]] = {
+        "pt_btagJes": jets.pt_gev * np.float32(1000.0),
+        "eta_btagJes": jets.eta,
+        "n_tracks": jets.n_tracks.astype(np.int32),
+        "mcEventWeight": jets.weight.astype(np.float32),
+        "runNumber": jets.run,
+        "eventNumber": jets.event,
+        "jet_rank": jets.jet_index,
+    }
+    if labels:
+        columns[LABEL_FIELD] = _cone_labels(jets.flavour)
+    columns |= dict(extra)
+    table = np.zeros(len(jets), dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
+    for name, values in columns.items():
+        table[name] = values
+    return table
+
+
+def _track_slots(jets: Jets) -> tuple[NDArray[np.int64], int]:
+    """Slot of every track within its jet, -1 for those that are dropped, and the number of these."""
+    counts = jets.n_tracks
+    slot = np.arange(len(jets.tracks)) - np.repeat(jets.track_offsets[:-1], counts)
+    if "lifetimeSignedD0Significance" in jets.track_fields:
+        significance = np.abs(jets.tracks[:, jets.track_fields.index("lifetimeSignedD0Significance")])
+    else:
+        significance = -slot.astype(np.float32)
+    for jet in np.flatnonzero(counts > TRACK_SLOTS):
+        start, stop = jets.track_offsets[jet], jets.track_offsets[jet + 1]
+        best = np.sort(np.argsort(-significance[start:stop], kind="stable")[:TRACK_SLOTS])
+        slot[start:stop] = -1
+        slot[start + best] = np.arange(TRACK_SLOTS)
+    return slot, int((slot < 0).sum())
+
+
+def _write_tracks(file: h5py.File, jets: Jets, slots: NDArray[np.int64], labels: bool) -> None:
+    dtype = [(name, "u1" if name.startswith("numberOf") else "<f4") for name in jets.track_fields]
+    if labels:
+        dtype += [("ftagTruthOriginLabel", "i1"), ("ftagTruthVertexIndex", "<i2")]
+    dtype += [("valid", "?")]
+    dataset = _create(file, "tracks", (len(jets), TRACK_SLOTS), dtype, (_TRACK_CHUNK, TRACK_SLOTS))
+    padding = np.zeros((), dtype=dtype)
+    if labels:
+        padding["ftagTruthOriginLabel"], padding["ftagTruthVertexIndex"] = UNKNOWN_ORIGIN, UNKNOWN_VERTEX
+    jet_of_track = np.repeat(np.arange(len(jets)), jets.n_tracks)
+    for start in range(0, len(jets), _BLOCK):
+        stop = min(start + _BLOCK, len(jets))
+        rows = np.arange(jets.track_offsets[start], jets.track_offsets[stop])
+        rows = rows[slots[rows] >= 0]
+        where = (jet_of_track[rows] - start, slots[rows])
+        block = np.full((stop - start, TRACK_SLOTS), padding, dtype=dtype)
+        for column, name in enumerate(jets.track_fields):
+            block[name][where] = jets.tracks[rows, column]
+        if labels:
+            block["ftagTruthOriginLabel"][where] = jets.track_origin[rows]
+            block["ftagTruthVertexIndex"][where] = jets.track_vertex[rows]
+        block["valid"][where] = True
+        dataset[start:stop] = block
+
+
+@contextmanager
+def open_native(path: Path) -> Iterator[h5py.File]:
+    """Open a native file for reading; a missing, truncated or damaged one is a :class:`DataError`."""
+    if not path.exists():
+        raise DataError("file not found", where=str(path))
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(
+            f"not a readable HDF5 file: {error}",
+            where=str(path),
+            expected="a complete file in the ATLAS flavour-tagging layout",
+            fix="copy or write it again; it may have been cut short",
+        ) from error
+    with file:
+        try:
+            yield file
+        except OSError as error:
+            raise DataError(f"damaged HDF5 file: {error}", where=str(path)) from error
+
+
+def require_dataset(file: h5py.File, name: str, path: Path, fields: tuple[str, ...] = ()) -> h5py.Dataset:
+    """The structured dataset of that name with at least ``fields``, or a :class:`DataError`."""
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.names is None:
+        raise DataError(
+            f"no structured dataset '{name}'", where=str(path), expected=f"datasets jets and tracks; has {list(file)}"
+        )
+    missing = [field for field in fields if field not in dataset.dtype.names]
+    if missing:
+        raise DataError(
+            f"dataset '{name}' lacks the field(s) {missing}",
+            where=str(path),
+            expected=", ".join(fields),
+            fix=f"it has {', '.join(dataset.dtype.names)}",
+        )
+    return dataset
+
+
+def read_jets(path: Path, dataset: str, *, with_tracks: bool = True, with_labels: bool = True) -> Jets:
+    """Read a native file; ``dataset`` is the name under which the jets' keys are known.
+
+    Fields that are absent are left out of ``track_fields`` (older names of the
+    significances are understood); without ``runNumber`` the run is 0, without
+    ``mcEventWeight`` the weight 1, without ``jet_rank`` the index counts the jets of
+    an event, without ``eventNumber`` every jet is an event of its own. ``valid``
+    need not be a prefix. Jets without label field, or with ``with_labels=False``,
+    have flavour -1.
+
+    Raises
+    ------
+    DataError
+        Missing file, dataset or field; damaged file; unknown labels; NaN or infinity in a
+        field that is used (with the count of each).
+    """
+    with open_native(path) as file:
+        table = require_dataset(file, "jets", path, _REQUIRED_JET_FIELDS)[:]
+        names = table.dtype.names
+        n = len(table)
+        weight = table["mcEventWeight"].astype(np.float64) if "mcEventWeight" in names else np.ones(n)
+        pt_gev = table["pt_btagJes"].astype(np.float32) / np.float32(1000.0)
+        eta = table["eta_btagJes"].astype(np.float32)
+        refuse_not_finite({"pt_btagJes": pt_gev, "eta_btagJes": eta, "mcEventWeight": weight}, path)
+        flavour = np.full(n, UNLABELLED, dtype=np.int8)
+        if with_labels and LABEL_FIELD in names:
+            flavour = flavour_from_cone_label(table[LABEL_FIELD], where=f"{path}, jets/{LABEL_FIELD}")
+        event = table["eventNumber"].astype(np.int64) if "eventNumber" in names else np.arange(n)
+        run = table["runNumber"].astype(np.int64) if "runNumber" in names else np.zeros(n, dtype=np.int64)
+        rank = table["jet_rank"].astype(np.int32) if "jet_rank" in names else _rank_in_event(run, event)
+        tracks = _read_tracks(file, path, n, with_labels) if with_tracks else _no_tracks(n)
+        return Jets(dataset, pt_gev, eta, flavour, weight, run, event, rank, *tracks)
+
+
+_Tracks = tuple[
+    NDArray[np.int64], NDArray[np.float32], NDArray[np.int8], NDArray[np.int16], tuple[str, ...]
+]
+
+
+def _no_tracks(n_jets: int) -> _Tracks:
+    return (
+        np.zeros(n_jets + 1, dtype=np.int64),
+        np.zeros((0, 0), dtype=np.float32),
+        np.zeros(0, dtype=np.int8),
+        np.zeros(0, dtype=np.int16),
+        (),
+    )
+
+
+def _read_tracks(file: h5py.File, path: Path, n_jets: int, with_labels: bool) -> _Tracks:
+    """Offsets, columns, origin, vertex and names of the columns; padding is left out."""
+    source = require_dataset(file, "tracks", path, ("valid",))
+    if source.shape[0] != n_jets:
+        raise DataError(f"{source.shape[0]} rows of tracks for {n_jets} jets", where=str(path))
+    stored = set(source.dtype.names)
+    alias = {name: name if name in stored else _ALIASES.get(name, name) for name in TRACK_FIELDS}
+    names = tuple(name for name in TRACK_FIELDS if alias[name] in stored)
+    counts = np.zeros(n_jets, dtype=np.int64)
+    columns, origins, vertices = [], [], []
+    for start in range(0, n_jets, _BLOCK):
+        block = source[start : start + _BLOCK]
+        valid = block["valid"].astype(bool)
+        counts[start : start + _BLOCK] = valid.sum(axis=1)
+        rows = block[valid]
+        part = np.empty((len(rows), len(names)), dtype=np.float32)
+        for column, name in enumerate(names):
+            part[:, column] = rows[alias[name]]
+        columns.append(part)
+        has_origin = with_labels and "ftagTruthOriginLabel" in stored
+        has_vertex = with_labels and "ftagTruthVertexIndex" in stored
+        origins.append(
+            rows["ftagTruthOriginLabel"].astype(np.int8)
+            if has_origin
+            else np.full(len(rows), UNKNOWN_ORIGIN, dtype=np.int8)
+        )
+        vertices.append(
+            rows["ftagTruthVertexIndex"].astype(np.int16)
+            if has_vertex
+            else np.full(len(rows), UNKNOWN_VERTEX, dtype=np.int16)
+        )
+    empty = _no_tracks(0)
+    tracks = np.concatenate(columns) if columns else np.zeros((0, len(names)), dtype=np.float32)
+    if not np.isfinite(tracks).all():
+        refuse_not_finite({name: tracks[:, i] for i, name in enumerate(names)}, path)
+    return (
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        tracks,
+        np.concatenate(origins) if origins else empty[2],
+        np.concatenate(vertices) if vertices else empty[3],
+        names,
+    )
+
+
+def _rank_in_event(run: NDArray[np.int64], event: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Position of each jet among those of its event, in file order."""
+    order = np.lexsort((event, run))
+    new = np.ones(len(event), dtype=bool)
+    new[1:] = (np.diff(event[order]) != 0) | (np.diff(run[order]) != 0)
+    position = np.arange(len(event))
+    rank = np.empty(len(event), dtype=np.int32)
+    rank[order] = position - np.maximum.accumulate(np.where(new, position, 0))
+    return rank
+
+
+def refuse_not_finite(fields: Mapping[str, NDArray[np.floating]], path: Path) -> None:
+    """Raise a :class:`DataError` naming every field with NaN or infinities and how many it has."""
+    bad = {name: int((~np.isfinite(values)).sum()) for name, values in fields.items()}
+    bad = {name: count for name, count in bad.items() if count}
+    if bad:
+        raise DataError(
+            "NaN or infinite values: " + ", ".join(f"{name} ({count})" for name, count in bad.items()),
+            where=str(path),
+            expected="finite numbers in every field that is used",
+            fix="repair or drop these jets where the file is made; they are never replaced here",
+        )
