@@ -1,0 +1,236 @@
+"""What the report reads: the files of a run directory, checked against the formats they promise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from selfcal.errors import DataError
+from selfcal.run.atomic import read_arrays, read_json
+from selfcal.run.metrics import read_metrics
+
+SCALE_FACTORS = "results/scale_factors.json"
+AGAINST_TRUTH = "results/scale_factors_against_truth.json"
+CLOSURE = "results/closure.json"
+FIT = "results/fit.json"
+COMPOSITION = "results/composition.json"
+TAGGER_METRICS = "results/tagger_metrics.json"
+DISCRIMINANTS = "results/discriminants.safetensors"
+ROC_BEFORE_AFTER = "results/roc_before_after.safetensors"
+METRICS = "metrics.jsonl"
+CONFIGURATION = "config.resolved.yaml"
+PROVENANCE = "provenance.json"
+
+WRITTEN_BY: dict[str, str] = {
+    SCALE_FACTORS: "fit",
+    AGAINST_TRUTH: "fit",
+    CLOSURE: "fit",
+    FIT: "fit",
+    COMPOSITION: "calibrate",
+    TAGGER_METRICS: "train",
+    DISCRIMINANTS: "fit",
+    ROC_BEFORE_AFTER: "calibrate",
+    METRICS: "train",
+    CONFIGURATION: "run",
+    PROVENANCE: "run",
+}
+"""The verb that writes each file, for the sentence about a missing one."""
+
+
+class Content(BaseModel):
+    """Part of a result file; keys the report does not show are ignored, NaN is refused."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class Truth(Content):
+    value: float
+    error: float | None = None
+
+
+class ScaleFactorRow(Content):
+    flavour: str
+    kind: Literal["working_point", "continuous"]
+    working_point: float | None = None
+    bin: int | None = None
+    pt_gev: tuple[float, float]
+    abs_eta: tuple[float, float]
+    value: float | None
+    stat: float | None = None
+    syst: dict[str, float | None] = {}
+    total: float | None = None
+    status: Literal["measured", "unmeasured", "extrapolated"]
+    truth: Truth | None = None
+    expected_passing: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.status != "unmeasured" and (self.value is None or self.total is None):
+            raise ValueError(f"a row with status '{self.status}' needs 'value' and 'total'")
+        if self.kind == "working_point" and self.working_point is None:
+            raise ValueError("a row of kind 'working_point' needs 'working_point'")
+        if self.kind == "continuous" and self.bin is None:
+            raise ValueError("a row of kind 'continuous' needs 'bin'")
+        return self
+
+
+class ScaleFactors(Content):
+    tagger: str
+    flavours: list[str]
+    working_points: list[float]
+    rows: list[ScaleFactorRow]
+    covariance: dict[str, Any] = {}
+
+
+class RowPull(Content):
+    row: int
+    pull: float
+
+
+class TruthComparison(Content):
+    chi2: float
+    ndf: int
+    p_value: float | None = None
+    max_pull: float | None = None
+    rows_used: list[int] = []
+    pulls: list[RowPull] = []
+
+
+class AgainstTruth(TruthComparison):
+    uncalibrated: TruthComparison | None = None
+
+
+class ClosureRow(Content):
+    region: str
+    held_out: bool
+    flavour: str
+    working_point: float
+    efficiency_data: float | None
+    efficiency_simulation: float | None
+    efficiency_calibrated: float | None
+    ratio_uncalibrated: float | None
+    ratio_calibrated: float | None
+    error: float | None
+    map_uncertainty: float | None = None
+
+
+class Closure(Content):
+    rows: list[ClosureRow]
+    summary: dict[str, Any] = {}
+
+
+class NuisancePull(Content):
+    name: str
+    value: float
+    uncertainty: float
+
+
+class GoodnessOfFit(Content):
+    statistic: float
+    ndf: float
+    p_value: float | None = None
+
+
+class Fit(Content):
+    pulls: list[NuisancePull] = []
+    goodness_of_fit: GoodnessOfFit | None = None
+    certificate: dict[str, Any] = {}
+    identifiability: dict[str, Any] = {}
+
+
+class CompositionRow(Content):
+    region: str
+    flavour: str
+    prior: float
+    prior_uncertainty: float
+    fitted: float
+    uncertainty: float
+    truth: float | None = None
+
+
+class Composition(Content):
+    regions: list[str]
+    rows: list[CompositionRow]
+    condition_number: float | None = None
+    directions: list[Any] = []
+
+
+class Rejection(Content):
+    working_point: float
+    flavour: str
+    rejection: float | None
+    error: float | None = None
+
+
+class TaggerMetrics(Content):
+    rejections: list[Rejection]
+    training: Any = None
+
+
+Model = TypeVar("Model", bound=Content)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The run directory, read only."""
+
+    path: Path
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def read(self, name: str, model: type[Model]) -> Model:
+        """Read a JSON file as ``model``; what does not fit is a :class:`DataError` naming the field."""
+        try:
+            return model.model_validate(read_json(self.path / name))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise DataError(
+                f"not in the promised format: {first['msg']}",
+                where=f"{name}, field '{field}'",
+                fix=f"run 'selfcal {WRITTEN_BY[name]}' again",
+            ) from error
+
+    def arrays(self, name: str) -> dict[str, NDArray[np.float64]]:
+        return {
+            key: np.asarray(value, dtype=np.float64) for key, value in read_arrays(self.path / name).items()
+        }
+
+    def text(self, name: str) -> str:
+        return (self.path / name).read_text(encoding="utf-8", errors="replace")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of the training and calibration log."""
+        return read_metrics(self.path / METRICS)
+
+
+def covariance_of_rows(scale_factors: ScaleFactors) -> tuple[list[int], NDArray[np.float64]] | None:
+    """The total covariance of the scale factors and the index of the row each line belongs to.
+
+    Reads ``{"rows": [...], "total": [[...]]}`` (or ``"matrix"`` for ``"total"``; without
+    ``rows`` the matrix covers all rows in order). None where there is no matrix.
+
+    Raises
+    ------
+    DataError
+        If the matrix is not square or does not belong to the rows it names.
+    """
+    content = scale_factors.covariance
+    matrix_content = content.get("total", content.get("matrix"))
+    if matrix_content is None:
+        return None
+    rows = [int(row) for row in content.get("rows", range(len(scale_factors.rows)))]
+    matrix = np.asarray(matrix_content, dtype=np.float64)
+    if matrix.shape != (len(rows), len(rows)) or any(not 0 <= row < len(scale_factors.rows) for row in rows):
+        raise DataError(
+            f"covariance of shape {matrix.shape} for {len(rows)} of {len(scale_factors.rows)} rows",
+            where=f"{SCALE_FACTORS}, field 'covariance'",
+            expected="one line and one column per row",
+        )
+    return rows, matrix

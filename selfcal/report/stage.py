@@ -1,0 +1,116 @@
+"""The report stage: reads the run directory, writes ``figures/*.png`` and ``report.html``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from selfcal.errors import DataError
+from selfcal.report import sections
+from selfcal.report.headline import headline
+from selfcal.report.html import PageFigure, render
+from selfcal.report.inputs import (
+    AGAINST_TRUTH,
+    CLOSURE,
+    FIT,
+    SCALE_FACTORS,
+    AgainstTruth,
+    Closure,
+    Content,
+    Fit,
+    RunFiles,
+    ScaleFactors,
+)
+from selfcal.report.style import ReportFigure, report_style
+from selfcal.report.svg import inline_svg
+from selfcal.run.atomic import atomic_path, write_text
+from selfcal.run.context import RunContext
+
+PNG_DOTS_PER_INCH = 130
+Model = TypeVar("Model", bound=Content)
+
+
+def run_report(context: RunContext) -> list[Path]:
+    """Write the report of a run (see :func:`build_report`)."""
+    return build_report(context.directory.path)
+
+
+def build_report(run_path: Path) -> list[Path]:
+    """Write the figures and the self-contained page of the run in ``run_path``.
+
+    Only ``results/scale_factors.json`` is required; each other file that is absent or not in
+    its promised form leaves its part out, with a sentence in the page saying why.
+
+    Returns
+    -------
+    list of Path
+        The PNG files and, last, ``report.html``.
+
+    Raises
+    ------
+    DataError
+        If the scale factors are missing or not in their format, or a file cannot be written.
+    """
+    files = RunFiles(run_path)
+    if not files.has(SCALE_FACTORS):
+        raise DataError(
+            "no scale factors to report",
+            where=str(run_path / SCALE_FACTORS),
+            expected="a run whose fit is done",
+            fix="run 'selfcal fit' first",
+        )
+    scale_factors = files.read(SCALE_FACTORS, ScaleFactors)
+    omitted: list[str] = []
+    against_truth = _optional(files, AGAINST_TRUTH, AgainstTruth, "Comparison with the truth", omitted)
+    fit = _optional(files, FIT, Fit, "Goodness of fit", omitted)
+    closure = _optional(files, CLOSURE, Closure, "Held-out closure", omitted)
+    written: list[Path] = []
+
+    def draw(figure: ReportFigure) -> PageFigure:
+        return _save(figure, run_path, written)
+
+    with report_style():
+        chapters = [
+            sections.scale_factor_section(files, scale_factors, against_truth, draw),
+            sections.closure_section(files, draw),
+            sections.discriminant_section(files, scale_factors.tagger, draw),
+            sections.composition_section(files, draw),
+            sections.pull_section(files, scale_factors, draw),
+            sections.correlation_section(files, scale_factors, draw),
+            sections.tagger_section(files, scale_factors.tagger, draw),
+            sections.provenance_section(files),
+        ]
+    page = render(headline(scale_factors, against_truth, fit, closure, omitted), chapters)
+    write_text(run_path / "report.html", page)
+    return [*written, run_path / "report.html"]
+
+
+def _optional(files: RunFiles, name: str, model: type[Model], what: str, omitted: list[str]) -> Model | None:
+    if not files.has(name):
+        omitted.append(sections.missing_sentence(what, name))
+        return None
+    try:
+        return files.read(name, model)
+    except DataError as error:
+        omitted.append(f"{what} left out: {error.problem} ({error.where}).")
+        return None
+
+
+def _save(drawn: ReportFigure, run_path: Path, written: list[Path]) -> PageFigure:
+    """Write the PNG (whole or not at all) and turn the figure into inline SVG."""
+    name = sections.slug(drawn.name)
+    final = run_path / "figures" / f"{name}.png"
+    if final in written:
+        raise DataError(f"two figures are called '{name}'", where=str(final))
+    FigureCanvasAgg(drawn.figure)
+    with warnings.catch_warnings():
+        # a name in a script that the font lacks is drawn as boxes; the page itself still shows it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        with atomic_path(final) as temporary:
+            drawn.figure.savefig(temporary, format="png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
+        svg = inline_svg(drawn.figure, name, drawn.description)
+    written.append(final)
+    return PageFigure(name, svg, drawn.caption, drawn.sources, f"figures/{name}.png")

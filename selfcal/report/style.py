@@ -1,0 +1,131 @@
+"""How every figure looks: mplhep's ATLAS style, one colour per flavour, ink that follows the page.
+
+Ink and paper are two colours found nowhere else in a figure; :mod:`selfcal.report.svg`
+exchanges them for the page's own, so that one drawing serves the light and the dark page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import mplhep
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#0a0b0c"
+PAPER = "#fdfefd"
+BEFORE_COLOUR = "#8b93a0"
+AFTER_COLOUR = "#2f86d6"
+GOOD_COLOUR = "#3aa676"
+WARNING_COLOUR = "#d9534f"
+
+FLAVOUR_COLOURS: dict[str, str] = {"b": "#3f90da", "c": "#ffa90e", "light": "#c8553d", "tau": "#7f73b8"}
+FLAVOUR_LABELS: dict[str, str] = {"b": "b jets", "c": "c jets", "light": "light jets", "tau": "τ jets"}
+PT_LABEL = r"Jet $p_\mathrm{T}$ [GeV]"
+NAME_LENGTH_MAX = 44
+
+_OVERRIDES: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "selfcal",
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 1.0,
+    "axes.autolimit_mode": "data",
+    "axes.formatter.use_mathtext": False,
+    "axes.labelpad": 4,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "hatch.color": INK,
+    "hatch.linewidth": 0.6,
+    "font.size": 11,
+    "axes.labelsize": 12,
+    "axes.titlesize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 9.5,
+    "legend.borderpad": 0.3,
+    "xtick.minor.visible": False,
+    "ytick.minor.visible": False,
+    "ytick.major.size": 6,
+    "ytick.minor.size": 3,
+    "xtick.major.size": 6,
+    "xtick.minor.size": 3,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "figure.subplot.wspace": 0.06,
+}
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """One drawn figure with what the reader needs to trust it.
+
+    ``name`` is the file name without suffix, ``sources`` the files of the run directory
+    from which every number in it comes, ``description`` the text for those who cannot see it.
+    """
+
+    name: str
+    figure: Figure
+    caption: str
+    sources: tuple[str, ...]
+    description: str
+
+
+@contextmanager
+def report_style() -> Iterator[None]:
+    """Draw with the report's style inside the block; the caller's style is left as it was."""
+    with matplotlib.rc_context({**mplhep.style.ATLAS, **_OVERRIDES}):
+        yield
+
+
+def simulation_label(axes: Axes, right: str = "") -> None:
+    """Write "selfcal Simulation" above the axes on the left, ``right`` above them on the right."""
+    sizes = (13, 12, 10.5, 8)
+    # the adjustment to an offset text would draw the whole figure once more
+    mplhep.label.exp_label(exp="selfcal", rlabel=right, ax=axes, fontsize=sizes, scilocator_adjust=False)
+
+
+def plain_text(name: str) -> str:
+    """``name`` so that matplotlib draws it letter by letter.
+
+    Dollar signs are kept from starting a formula, control characters (which XML forbids)
+    become U+FFFD, and a long name is shortened.
+    """
+    letters = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    if len(letters) > NAME_LENGTH_MAX:
+        letters = letters[: NAME_LENGTH_MAX - 1] + "…"
+    return letters.replace("$", r"\$")
+
+
+def flavour_label(flavour: str) -> str:
+    """``b`` to ``b jets``; an unknown flavour keeps its name."""
+    return FLAVOUR_LABELS.get(flavour, plain_text(flavour))
+
+
+def flavour_colour(flavour: str) -> str:
+    return FLAVOUR_COLOURS.get(flavour, BEFORE_COLOUR)
+
+
+def percent(fraction: float) -> str:
+    """0.77 to "77 %" (with a space that does not break), decimals only where needed."""
+    return f"{100 * fraction:.4g}\u00a0%"
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """(20, 40) to "20–40"."""
+    return f"{bounds[0]:g}–{bounds[1]:g}"
+
+
+def limits_around(values: Sequence[float], centre: float, *, margin: float = 0.15) -> tuple[float, float]:
+    """Axis limits that hold all ``values`` and ``centre`` with a margin on both sides."""
+    low, high = min([*values, centre]), max([*values, centre])
+    room = margin * (high - low) or 0.1
+    return low - room, high + room

@@ -1,0 +1,226 @@
+"""Tables of the report: every cell shows a rounded number and carries the exact one of its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfcal.report.figures.closure import held_out_first, significance
+from selfcal.report.figures.scale_factors import continuous_bin_labels
+from selfcal.report.inputs import (
+    AGAINST_TRUTH,
+    CLOSURE,
+    COMPOSITION,
+    SCALE_FACTORS,
+    TAGGER_METRICS,
+    AgainstTruth,
+    Closure,
+    Composition,
+    ScaleFactorRow,
+    ScaleFactors,
+    TaggerMetrics,
+)
+from selfcal.report.style import interval, percent
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` is shown; ``value`` is the number or word in the file, by which the column sorts."""
+
+    text: str
+    value: float | int | str | None = None
+    style: str = ""
+
+    @property
+    def sort_value(self) -> str:
+        value = self.text if self.value is None else self.value
+        return "" if self.text == NOTHING else str(value)
+
+    @property
+    def numeric(self) -> bool:
+        return isinstance(self.value, int | float) or self.text == NOTHING
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str
+    sources: tuple[str, ...]
+    folded: bool = False
+
+
+def number(value: float | None, decimals: int = 3, style: str = "") -> Cell:
+    """A number with fixed decimals; None shows a dash."""
+    return Cell(NOTHING, None, style) if value is None else Cell(f"{value:.{decimals}f}", value, style)
+
+
+def significance_style(value: float | None) -> str:
+    """CSS class by distance from one in standard deviations: below 1, 2, 3 and beyond."""
+    return "" if value is None else f"sigma{min(int(value), 3)}"
+
+
+def scale_factor_tables(scale_factors: ScaleFactors, against_truth: AgainstTruth | None) -> list[Table]:
+    """One table of the working points and one of the continuous bins."""
+    pulls = {pull.row: pull.pull for pull in against_truth.pulls} if against_truth else {}
+    sources = (SCALE_FACTORS, AGAINST_TRUTH) if pulls else (SCALE_FACTORS,)
+    tables = []
+    for kind, title, folded in (
+        ("working_point", "Scale factors at the working points", False),
+        ("continuous", "Continuous scale factors in pseudo-continuous bins", True),
+    ):
+        chosen = [(index, row) for index, row in enumerate(scale_factors.rows) if row.kind == kind]
+        if not chosen:
+            continue
+        groups = list(dict.fromkeys(name for _, row in chosen for name in row.syst))
+        labels = continuous_bin_labels(scale_factors.working_points)
+        first = "WP" if kind == "working_point" else "b eff. [%]"
+        columns = (
+            "row", "flavour", first, "pT [GeV]", "|η|", "value", "stat", *groups, "total", "truth", "± truth", "pull",
+            "expected", "status",
+        )  # fmt: skip
+        rows = tuple(_scale_factor_cells(index, row, groups, labels, pulls.get(index)) for index, row in chosen)
+        caption = (
+            f"{title}. stat: statistical, then one column per systematic group, total: all together; expected: jets of "
+            "this flavour expected to pass; row: place in the file; pull: (value − truth)/σ where compared."
+        )
+        tables.append(Table(f"table_{kind}", columns, rows, caption, sources, folded))
+    return tables
+
+
+def _scale_factor_cells(
+    index: int, row: ScaleFactorRow, groups: Iterable[str], labels: Sequence[str], pull: float | None
+) -> tuple[Cell, ...]:
+    if row.working_point is not None:
+        where = Cell(percent(row.working_point), row.working_point)
+    else:
+        place = row.bin or 0
+        where = Cell(labels[place] if place < len(labels) else f"bin {place}", place)
+    return (
+        Cell(str(index), index),
+        Cell(row.flavour),
+        where,
+        Cell(interval(row.pt_gev), row.pt_gev[0]),
+        Cell(interval(row.abs_eta), row.abs_eta[0]),
+        number(row.value, style="strong"),
+        number(row.stat),
+        *(number(row.syst.get(group)) for group in groups),
+        number(row.total),
+        number(row.truth.value if row.truth else None),
+        number(row.truth.error if row.truth else None),
+        number(pull, 2, significance_style(abs(pull)) if pull is not None else ""),
+        number(row.expected_passing, 0),
+        Cell(row.status, style=f"status-{row.status}"),
+    )
+
+
+def closure_table(closure: Closure) -> Table:
+    """Uncalibrated and calibrated ratio side by side, coloured by their distance from one."""
+    columns = (
+        "region", "held out", "flavour", "WP", "ε data", "ε simulation", "ε calibrated", "uncalibrated ratio",
+        "calibrated ratio", "± stat", "± map", "σ before", "σ after",
+    )  # fmt: skip
+    rows = []
+    for row in held_out_first(closure.rows):
+        before, after = significance(row, calibrated=False), significance(row, calibrated=True)
+        rows.append(
+            (
+                Cell(row.region),
+                Cell("held out" if row.held_out else "in the fit", style="held-out" if row.held_out else ""),
+                Cell(row.flavour),
+                Cell(percent(row.working_point), row.working_point),
+                number(row.efficiency_data, 4),
+                number(row.efficiency_simulation, 4),
+                number(row.efficiency_calibrated, 4),
+                number(row.ratio_uncalibrated, style=significance_style(before)),
+                number(row.ratio_calibrated, style=f"strong {significance_style(after)}"),
+                number(row.error),
+                number(row.map_uncertainty),
+                number(before, 1),
+                number(after, 1),
+            )
+        )
+    caption = (
+        "Closure: efficiency in data over efficiency in simulation. Colour: distance from one, in standard deviations "
+        "(statistical; for the calibrated ratio with the map's uncertainty). σ before, σ after: computed from "
+        "this row."
+    )
+    return Table("table_closure", columns, tuple(rows), caption, (CLOSURE,))
+
+
+def composition_table(composition: Composition) -> Table:
+    columns = ("region", "flavour", "prior", "± prior", "fitted", "± fitted", "truth", "(fitted − truth)/σ")
+    rows = []
+    for row in composition.rows:
+        pull = (row.fitted - row.truth) / row.uncertainty if row.truth is not None and row.uncertainty > 0 else None
+        rows.append(
+            (
+                Cell(row.region),
+                Cell(row.flavour),
+                number(row.prior, 4),
+                number(row.prior_uncertainty, 4),
+                number(row.fitted, 4, "strong"),
+                number(row.uncertainty, 4),
+                number(row.truth, 4),
+                number(pull, 2, significance_style(abs(pull)) if pull is not None else ""),
+            )
+        )
+    return Table(
+        "table_composition", columns, tuple(rows), "Flavour fractions of every region.", (COMPOSITION,), folded=True
+    )
+
+
+def rejection_table(metrics: TaggerMetrics) -> Table:
+    columns = ("working point", "flavour", "rejection", "± stat")
+    rows = tuple(
+        (
+            Cell(percent(row.working_point), row.working_point),
+            Cell(row.flavour),
+            number(row.rejection, 1, "strong"),
+            number(row.error, 1),
+        )
+        for row in metrics.rejections
+    )
+    return Table(
+        "table_rejection", columns, rows, "Rejection 1/ε of the trained tagger on simulation.", (TAGGER_METRICS,)
+    )
+
+
+def content_table(name: str, content: object, caption: str, source: str, *, folded: bool = True) -> Table:
+    """Any JSON content as two columns, nested keys joined by dots."""
+    rows = tuple((Cell(key), _content_cell(value)) for key, value in flatten(content))
+    return Table(name, ("key", "value"), rows, caption, (source,), folded)
+
+
+def flatten(content: object, prefix: str = "") -> list[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` to ``[("a.b", 1)]``; lists of plain values stay whole."""
+    if isinstance(content, dict) and content:
+        return [
+            pair
+            for key, value in content.items()
+            for pair in flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(content, list) and any(isinstance(item, dict) for item in content):
+        return [pair for index, item in enumerate(content) for pair in flatten(item, f"{prefix}[{index}]")]
+    return [(prefix, content)]
+
+
+def _content_cell(value: Any) -> Cell:
+    if value is None or value in ([], {}):
+        return Cell(NOTHING)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if isinstance(value, int | float):
+        return Cell(f"{value:.6g}" if isinstance(value, float) else str(value), value)
+    if isinstance(value, list):
+        return Cell(", ".join(f"{item:.6g}" if isinstance(item, float) else _plain(item) for item in value))
+    return Cell(str(value))
+
+
+def _plain(item: Any) -> str:
+    return item if isinstance(item, str) else json.dumps(item)

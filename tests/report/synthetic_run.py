@@ -1,0 +1,258 @@
+"""A run directory as the stages before the report leave it, from a seeded generator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import chi2
+
+from selfcal.run.atomic import write_arrays, write_json, write_text
+
+REGIONS = ("dijet", "ttbar_emu", "w_charm", "z_tautau")
+HELD_OUT = "ttbar_ljets"
+FLAVOURS = ("b", "c", "light", "tau")
+WORKING_POINTS = (0.60, 0.70, 0.77, 0.85)
+PT_GEV = (20.0, 40.0, 70.0, 250.0)
+SHIFT = {"b": 0.97, "c": 1.10, "light": 1.45, "tau": 1.05}
+FRACTIONS = {
+    "dijet": (0.04, 0.07, 0.88, 0.01),
+    "ttbar_emu": (0.72, 0.06, 0.21, 0.01),
+    "w_charm": (0.05, 0.42, 0.52, 0.01),
+    "z_tautau": (0.05, 0.09, 0.46, 0.40),
+    HELD_OUT: (0.5, 0.14, 0.34, 0.02),
+}
+
+
+def write_synthetic_run(path: Path, *, seed: int = 7, hostile: str | None = None) -> Path:
+    """Write every file that the report reads; ``hostile`` becomes the tagger's and one region's name."""
+    random = np.random.default_rng(seed)
+    tagger = hostile or "SelfCal"
+    regions = [hostile if hostile and region == "w_charm" else region for region in REGIONS]
+    results = path / "results"
+    scale_factors = _scale_factors(random, tagger)
+    write_json(results / "scale_factors.json", scale_factors)
+    write_json(results / "scale_factors_against_truth.json", _against_truth(scale_factors["rows"]))
+    write_json(results / "closure.json", _closure(random, [*regions, HELD_OUT]))
+    write_json(results / "fit.json", _fit(random, hostile))
+    write_json(results / "composition.json", _composition(random, regions))
+    write_json(
+        results / "tagger_metrics.json",
+        {
+            "rejections": [
+                {"working_point": point, "flavour": flavour, "rejection": scale / point**4, "error": 0.1 * scale}
+                for point in WORKING_POINTS
+                for flavour, scale in (("light", 60.0), ("c", 2.5))
+            ],
+            "training": {"jets": 60000, "seconds": 180.5},
+        },
+    )
+    write_arrays(results / "discriminants.safetensors", _discriminants(random, regions))
+    write_arrays(results / "roc_before_after.safetensors", _roc())
+    lines = [
+        {
+            "stage": "tagger",
+            "epoch": epoch,
+            "train_total_loss": 1.1 + 0.9 * 0.8**epoch,
+            "train_flavour_loss": 0.6 + 0.6 * 0.8**epoch,
+            "validation_total_loss": 1.15 + 0.85 * 0.8**epoch,
+            "validation_flavour_loss": 0.63 + 0.57 * 0.8**epoch,
+        }
+        for epoch in range(15)
+    ]
+    lines += [{"stage": "joint", "step": step, "penalty": 0.01 / (step + 1)} for step in range(4)]
+    write_text(path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(path / "config.resolved.yaml", f"name: demo\nseed: 1\ntagger:\n  name: {tagger}\n")
+    write_json(
+        path / "provenance.json",
+        {
+            "versions": {"selfcal": "0.1.0", "torch": "2.13.0", "pythia8mc": None},
+            "git_commit": {"commit": "0" * 40, "modified": False},
+            "seed": 1,
+            "command": ["selfcal", "run", hostile or "configs/demo.yaml"],
+            "inputs_sha256": {"data/ttbar_emu.h5": "ab" * 32},
+        },
+    )
+    return path
+
+
+def _scale_factors(random: np.random.Generator, tagger: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    keys: list[tuple[str, int | None, float | None]] = [
+        (flavour, bin_number, point)
+        for flavour in FLAVOURS
+        for bin_number, point in [
+            *((None, point) for point in WORKING_POINTS),
+            *((number, None) for number in range(len(WORKING_POINTS) + 1)),
+        ]
+    ]
+    for flavour, bin_number, point in keys:
+        tightness = 1 - point if point is not None else 0.1 * (bin_number or 0)
+        for low, high in zip(PT_GEV[:-1], PT_GEV[1:], strict=True):
+            truth = 1 + (SHIFT[flavour] - 1) * (0.6 + 1.6 * tightness) * (1 + 0.1 * np.log(low / 40))
+            stat = {"b": 0.012, "c": 0.06, "light": 0.12, "tau": 0.2}[flavour] * (0.7 + tightness)
+            syst = {"map": 0.7 * stat, "composition": 0.4 * stat, "mc_statistics": 0.3 * stat}
+            total = float(np.sqrt(stat**2 + sum(value**2 for value in syst.values())))
+            status = "measured"
+            if flavour == "tau":
+                status = "unmeasured" if low >= 70 else "extrapolated"
+            missing = status == "unmeasured"
+            rows.append(
+                {
+                    "flavour": flavour,
+                    "kind": "working_point" if point is not None else "continuous",
+                    "working_point": point,
+                    "bin": bin_number,
+                    "pt_gev": [low, high],
+                    "abs_eta": [0.0, 2.5],
+                    "value": None if missing else truth + total * random.normal(),
+                    "stat": None if missing else stat,
+                    "syst": {} if missing else syst,
+                    "total": None if missing else total,
+                    "status": status,
+                    "truth": {"value": truth, "error": 0.1 * stat},
+                    "expected_passing": None if missing else 1 / total**2,
+                }
+            )
+    totals = np.array([row["total"] or 0.0 for row in rows])
+    loadings = np.array([[1.0, (row["working_point"] or 0.5), row["flavour"] == "b"] for row in rows], dtype=float)
+    shared = loadings @ loadings.T
+    correlation = 0.5 * shared / np.sqrt(np.outer(np.diagonal(shared), np.diagonal(shared)))
+    np.fill_diagonal(correlation, 1.0)
+    return {
+        "schema_version": 1,
+        "tagger": tagger,
+        "flavours": list(FLAVOURS),
+        "pt_gev_edges": list(PT_GEV),
+        "abs_eta_edges": [0.0, 2.5],
+        "working_points": list(WORKING_POINTS),
+        "discriminant_edges": [0.1, 1.2, 2.3, 3.5],
+        "rows": rows,
+        "covariance": {"rows": list(range(len(rows))), "total": (correlation * np.outer(totals, totals)).tolist()},
+        "eigenvariations": {},
+    }
+
+
+def _against_truth(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    used = [index for index, row in enumerate(rows) if row["status"] == "measured" and row["kind"] == "working_point"]
+
+    def comparison(values: list[float]) -> dict[str, Any]:
+        pulls = [
+            (value - rows[index]["truth"]["value"]) / rows[index]["total"]
+            for index, value in zip(used, values, strict=True)
+        ]
+        return {
+            "chi2": sum(pull**2 for pull in pulls),
+            "ndf": len(used),
+            "p_value": float(chi2.sf(sum(pull**2 for pull in pulls), len(used))),
+            "max_pull": max(abs(pull) for pull in pulls),
+            "rows_used": used,
+            "pulls": [{"row": index, "pull": pull} for index, pull in zip(used, pulls, strict=True)],
+        }
+
+    calibrated = comparison([rows[index]["value"] for index in used])
+    return {**calibrated, "uncalibrated": comparison([1.0] * len(used))}
+
+
+def _closure(random: np.random.Generator, regions: list[str]) -> dict[str, Any]:
+    rows = []
+    for region in regions:
+        for flavour, base in (("b", 1.0), ("c", 0.18), ("light", 0.008)):
+            for point in WORKING_POINTS:
+                error = {"b": 0.01, "c": 0.04, "light": 0.09}[flavour]
+                simulation = base * point**3
+                data = simulation * SHIFT[flavour]
+                calibrated = data * (1 + error * random.normal())
+                rows.append(
+                    {
+                        "region": region,
+                        "held_out": region == HELD_OUT,
+                        "flavour": flavour,
+                        "working_point": point,
+                        "efficiency_data": data,
+                        "efficiency_simulation": simulation,
+                        "efficiency_calibrated": calibrated,
+                        "ratio_uncalibrated": data / simulation,
+                        "ratio_calibrated": data / calibrated,
+                        "error": error,
+                        "map_uncertainty": 0.5 * error,
+                    }
+                )
+    return {"rows": rows, "summary": {"held_out": {"within_two_sigma": 11, "rows": 12}}}
+
+
+def _fit(random: np.random.Generator, hostile: str | None) -> dict[str, Any]:
+    names = [f"map_mode_{number}" for number in range(18)]
+    names += [f"composition_{region}_{flavour}" for region in REGIONS for flavour in FLAVOURS]
+    names += [f"staterror_{region}[{number}]" for region in REGIONS for number in range(12)]
+    names += [hostile] if hostile else []
+    return {
+        "pulls": [
+            {"name": name, "value": (3.0 if name == hostile else 0.6) * random.normal(), "uncertainty": 0.8}
+            for name in names
+        ],
+        "goodness_of_fit": {"statistic": 41.2, "ndf": 38, "p_value": 0.33},
+        "certificate": {"gradient_norm": 1.2e-7, "positive_definite": True},
+        "identifiability": {"smallest_eigenvalue": 3.1e-4, "null_directions": [], "prior_dominated": ["mu_tau"]},
+    }
+
+
+def _composition(random: np.random.Generator, regions: list[str]) -> dict[str, Any]:
+    rows = []
+    for region, name in zip(regions, REGIONS, strict=True):
+        for flavour, fraction in zip(FLAVOURS, FRACTIONS[name], strict=True):
+            sigma = 0.04 * fraction + 0.002
+            rows.append(
+                {
+                    "region": region,
+                    "flavour": flavour,
+                    "prior": fraction * 1.15,
+                    "prior_uncertainty": 0.2 * fraction,
+                    "fitted": fraction + sigma * random.normal(),
+                    "uncertainty": sigma,
+                    "truth": fraction,
+                }
+            )
+    return {"regions": regions, "rows": rows, "condition_number": 3.4, "directions": []}
+
+
+def _discriminants(random: np.random.Generator, regions: list[str]) -> dict[str, np.ndarray]:
+    edges = np.linspace(-6, 10, 33)
+    centres = 0.5 * (edges[1:] + edges[:-1])
+    shape = {
+        "b": np.exp(-0.5 * ((centres - 5) / 2.2) ** 2) + 0.02,
+        "c": np.exp(-0.5 * ((centres - 0.8) / 1.8) ** 2),
+        "light": np.exp(-0.5 * ((centres + 2) / 1.6) ** 2) + 2e-3 * (centres < 7),
+        "tau": np.exp(-0.5 * ((centres + 1.5) / 1.2) ** 2),
+    }
+    arrays: dict[str, np.ndarray] = {"edges": edges}
+    for region, name in zip(regions, REGIONS, strict=True):
+        calibrated = np.zeros(len(centres))
+        for flavour, fraction in zip(FLAVOURS, FRACTIONS[name], strict=True):
+            nominal = 9000 * fraction * shape[flavour] / shape[flavour].sum()
+            moved = nominal * (1 + (SHIFT[flavour] - 1) * (centres + 3) / 9)
+            arrays[f"nominal/{region}/{flavour}"] = nominal
+            arrays[f"calibrated/{region}/{flavour}"] = moved
+            calibrated += moved
+        total = sum(arrays[f"nominal/{region}/{flavour}"] for flavour in FLAVOURS)
+        arrays[f"nominal_variance/{region}"] = 0.5 * total
+        arrays[f"calibrated_variance/{region}"] = 0.5 * calibrated
+        spread = np.sqrt(0.5 * calibrated + (0.03 * calibrated) ** 2)
+        arrays[f"calibrated_up/{region}"] = calibrated + spread
+        arrays[f"calibrated_down/{region}"] = calibrated - spread
+        arrays[f"data/{region}"] = random.poisson(calibrated).astype(float)
+    return arrays
+
+
+def _roc() -> dict[str, np.ndarray]:
+    efficiency = np.linspace(0.5, 0.99, 60)
+    light, charm = 70 / efficiency**6, 3 / efficiency**4
+    return {
+        "efficiency_b": efficiency,
+        "before/light": light,
+        "before/c": charm,
+        "after/light": 0.96 * light,
+        "after/c": 0.99 * charm,
+    }
