@@ -24,11 +24,16 @@ class World(Configured):
 
 class DataConfig(Configured):
     """Which datasets, and where. Card paths are relative to the configuration file;
-    ``root`` is the folder to which relative file names in the cards refer."""
+    ``root`` is the folder to which relative file names in the cards refer.
+
+    The folds (train, derive, measure) are shared out separately: simulation needs jets to
+    train on, data are most precious where they measure.
+    """
 
     cards: tuple[str, ...]
     root: str | None = None
-    fold_fractions: tuple[Probability, Probability, Probability] = (0.34, 0.33, 0.33)
+    simulation_folds: tuple[Probability, Probability, Probability] = (0.5, 0.2, 0.3)
+    data_folds: tuple[Probability, Probability, Probability] = (0.2, 0.4, 0.4)
     pt_gev_min: Positive = 20.0
     pt_gev_max: Positive = 250.0
     abs_eta_max: Positive = 2.5
@@ -37,11 +42,18 @@ class DataConfig(Configured):
     def _check(self) -> Self:
         if not self.cards:
             raise ValueError("'cards' is empty: a run needs at least one data card")
-        if abs(sum(self.fold_fractions) - 1) > 1e-6:
-            raise ValueError(f"'fold_fractions' must add up to 1, found {sum(self.fold_fractions):g}")
+        for name in ("simulation_folds", "data_folds"):
+            if abs(sum(getattr(self, name)) - 1) > 1e-6:
+                raise ValueError(f"'{name}' must add up to 1, found {sum(getattr(self, name)):g}")
         if self.pt_gev_min >= self.pt_gev_max:
-            raise ValueError(f"'pt_gev_min' ({self.pt_gev_min:g}) must be below 'pt_gev_max' ({self.pt_gev_max:g})")
+            raise ValueError(
+                f"'pt_gev_min' ({self.pt_gev_min:g}) must be below 'pt_gev_max' ({self.pt_gev_max:g})"
+            )
         return self
+
+    def folds_for(self, role: str) -> tuple[float, float, float]:
+        """The shares of the folds in simulation or in data."""
+        return self.simulation_folds if role == "simulation" else self.data_folds
 
 
 class GenerateConfig(Configured):

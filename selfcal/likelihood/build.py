@@ -1,0 +1,156 @@
+"""Templates of the measure fold, before and after the calibration map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.config.run import FitConfig, TaggerConfig
+from selfcal.data.flavours import FLAVOURS, B
+from selfcal.data.folds import Fold
+from selfcal.data.score_files import control_scores
+from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
+from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
+from selfcal.run.atomic import write_arrays
+from selfcal.run.context import RunContext
+from selfcal.tagger.discriminants import discriminant_b
+from selfcal.tagger.working_points import thresholds
+from selfcal.transport.calibration import Calibration
+
+HISTOGRAM_BINS = 40
+
+
+@dataclass(frozen=True)
+class MeasureFold:
+    """Scored jets of the measure fold per control region, and the binning they fall into."""
+
+    simulation: dict[str, ScoredJets]
+    data: dict[str, ScoredJets]
+    binning: Binning
+    tagger: TaggerConfig
+
+    def discriminant(self, jets: ScoredJets) -> NDArray[np.float64]:
+        """D_b of the configured background fractions."""
+        return discriminant_b(jets.log_probability, self.tagger.charm_fraction, self.tagger.tau_fraction)
+
+
+def working_point_binning(jets: ScoredJets, fit: FitConfig, tagger: TaggerConfig) -> Binning:
+    """Thresholds of D_b with the wanted efficiencies for b jets of ``jets`` (nominal simulation).
+
+    Raises
+    ------
+    DataError
+        If there are no simulated b jets.
+    """
+    b_jets = jets.select(jets.flavour == B)
+    if not len(b_jets):
+        raise DataError(
+            "no simulated b jets to define the working points",
+            where=f"region {jets.region}",
+            fix="choose another fit.working_point_region",
+        )
+    loosest_first = sorted(fit.working_points, reverse=True)
+    d_b = discriminant_b(b_jets.log_probability, tagger.charm_fraction, tagger.tau_fraction)
+    edges = thresholds(d_b, b_jets.weight, loosest_first)
+    return Binning(fit.pt_gev_edges, tuple(float(edge) for edge in edges), tuple(loosest_first))
+
+
+def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
+    """Read the measure fold. Working points come from all simulation that did not train the tagger."""
+    config = context.config
+    simulation, data = (
+        {region: control_scores(context, role, region, (Fold.MEASURE,)) for region in regions}
+        for role in ("simulation", "data")
+    )
+    untrained = control_scores(
+        context, "simulation", config.fit.working_point_region, (Fold.DERIVE, Fold.MEASURE)
+    )
+    return MeasureFold(
+        simulation, data, working_point_binning(untrained, config.fit, config.tagger), config.tagger
+    )
+
+
+def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
+    """Counts of data, and of simulation under the nominal, stiff and replica maps."""
+    regions = calibration.regions
+
+    def counts(jets: ScoredJets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return count_by_flavour(jets, fold.discriminant(jets), fold.binning)
+
+    simulation = [fold.simulation[region] for region in regions]
+    observed = [fold.data[region] for region in regions]
+    nominal = [counts(jets) for jets in simulation]
+    calibrated = [counts(calibration.apply(jets, calibration.nominal)) for jets in simulation]
+    stiff = [counts(calibration.apply(jets, calibration.stiff))[0] for jets in simulation]
+    replicas = [
+        [counts(calibration.apply(jets, maps))[0] for jets in simulation] for maps in calibration.replicas
+    ]
+    data = [fold.binning.count(jets.pt_gev, fold.discriminant(jets), jets.weight) for jets in observed]
+    prior = calibration.prior
+    return Templates(
+        regions=regions,
+        binning=fold.binning,
+        data=np.stack(data),
+        nominal=np.stack([total for total, _ in nominal]),
+        nominal_variance=np.stack([variance for _, variance in nominal]),
+        calibrated=np.stack([total for total, _ in calibrated]),
+        calibrated_variance=np.stack([variance for _, variance in calibrated]),
+        replicas=np.stack([np.stack(replica) for replica in replicas]),
+        composition=prior.fractions.numpy(),
+        composition_relative_uncertainty=(prior.uncertainty / prior.fractions).numpy(),
+        variations={"stiff": np.stack(stiff)},
+    )
+
+
+def write_discriminants(fold: MeasureFold, calibration: Calibration, path: Path) -> Path:
+    """Histograms of D_b per region for the report: data, and simulation before and after.
+
+    Simulation has the data's number of jets and the fitted composition; the band is
+    the spread of the bootstrap maps ⊕ the statistical error of the simulation.
+    """
+    every = np.concatenate([fold.discriminant(jets) for jets in fold.data.values()])
+    edges = np.linspace(*np.quantile(every, [0.001, 0.999]), HISTOGRAM_BINS + 1)
+    arrays: dict[str, NDArray[np.float64]] = {"edges": edges}
+    for r, region in enumerate(calibration.regions):
+        data, jets = fold.data[region], fold.simulation[region]
+        arrays[f"data/{region}"] = _histogram(edges, fold.discriminant(data), data.weight)
+        share = calibration.fractions[r].numpy() / _fractions(jets)
+        weight = jets.weight * share[jets.flavour]
+        weight = weight * data.weight.sum() / weight.sum()
+        moved = calibration.apply(jets, calibration.nominal)
+        after = _histogram(edges, fold.discriminant(moved), weight)
+        replicas = np.stack(
+            [
+                _histogram(edges, fold.discriminant(calibration.apply(jets, maps)), weight)
+                for maps in calibration.replicas
+            ]
+        )
+        error = np.sqrt(replicas.var(0, ddof=1) + _histogram(edges, fold.discriminant(moved), weight**2))
+        for f, flavour in enumerate(FLAVOURS):
+            chosen = jets.flavour == f
+            for name, source in (("nominal", jets), ("calibrated", moved)):
+                d_b = fold.discriminant(source)[chosen]
+                arrays[f"{name}/{region}/{flavour}"] = _histogram(edges, d_b, weight[chosen])
+        arrays[f"nominal_variance/{region}"] = _histogram(edges, fold.discriminant(jets), weight**2)
+        arrays[f"calibrated_up/{region}"] = after + error
+        arrays[f"calibrated_down/{region}"] = np.maximum(after - error, 0.0)
+    write_arrays(path, arrays)
+    return path
+
+
+def _histogram(
+    edges: NDArray[np.float64], values: NDArray[np.float64], weight: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sums of weights; what lies outside is counted in the first or last bin."""
+    clipped = np.clip(values, edges[0], np.nextafter(edges[-1], -np.inf))
+    return np.histogram(clipped, edges, weights=weight)[0].astype(np.float64)
+
+
+def _fractions(jets: ScoredJets) -> NDArray[np.float64]:
+    total = np.bincount(jets.flavour, weights=jets.weight, minlength=4)
+    return np.maximum(total, 1e-9) / total.sum()

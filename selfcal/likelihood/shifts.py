@@ -1,0 +1,66 @@
+"""Relative shifts of the templates: modes of the map's bootstrap, other map models, extrapolation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+SHIFT_MAX = float(np.log(1e3))
+"""Largest logarithmic shift: varied templates stay above a thousandth of the nominal one."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MapModes:
+    """Bootstrap variance of one flavour's templates.
+
+    Attributes
+    ----------
+    modes : (J, R, P, K) relative shift at one standard deviation of each mode
+    rest : (P, K) relative standard deviation that the modes leave over, in the reference region
+    """
+
+    modes: Float[Array, "J R P K"]
+    rest: Float[Array, "P K"]
+
+
+def relative_shift(varied: Float[Array, "*shape"], nominal: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """varied/nominal − 1, zero where the nominal template is empty."""
+    return np.divide(varied - nominal, nominal, out=np.zeros_like(varied), where=nominal > 0)
+
+
+def map_modes(
+    replicas: Float[Array, "M R P K"],
+    calibrated: Float[Array, "R P K"],
+    reference: int,
+    variance_kept: float,
+) -> MapModes:
+    """Principal modes of bootstrap replicas in the reference region, carried to all regions.
+
+    With X_m the relative deviation of replica m from their mean in the reference region,
+    X/√(M−1) = U S Vᵀ; mode j there is S_j V_j, and in region r it is the projection
+    Σ_m U_mj X^r_m/√(M−1) of that region's deviations. The modes kept hold ``variance_kept``
+    of the variance; what they leave over is returned per bin.
+    """
+    count = len(replicas)
+    deviation = (replicas - replicas.mean(axis=0)) / np.sqrt(count - 1)
+    scaled = np.divide(deviation, calibrated, out=np.zeros_like(deviation), where=calibrated > 0)
+    flat = scaled[:, reference].reshape(count, -1)
+    left, singular, _ = np.linalg.svd(flat, full_matrices=False)
+    total = (singular**2).sum()
+    if total == 0:
+        return MapModes(np.zeros((0, *calibrated.shape)), np.zeros(calibrated.shape[1:]))
+    kept = int(np.searchsorted(np.cumsum(singular**2) / total, variance_kept) + 1)
+    modes = np.einsum("mj,mrpk->jrpk", left[:, :kept], scaled)
+    variance = (scaled[:, reference] ** 2).sum(axis=0) - (modes[:, reference] ** 2).sum(axis=0)
+    return MapModes(modes, np.sqrt(np.maximum(variance, 0.0)))
+
+
+def varied_pair(nominal: Float[Array, "*shape"], shift: Float[Array, "*shape"]) -> tuple[Array, Array]:
+    """Templates nominal·exp(±s) at plus and minus one standard deviation: positive for any shift s."""
+    limited = np.clip(shift, -SHIFT_MAX, SHIFT_MAX)
+    return nominal * np.exp(limited), nominal * np.exp(-limited)

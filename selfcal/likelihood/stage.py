@@ -1,0 +1,164 @@
+"""The fit stage: templates of the measure fold in, scale factors with one covariance out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfcal.config.run import FitConfig
+from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fit, goodness_of_fit
+from selfcal.likelihood.histfactory import HistFactory
+from selfcal.likelihood.identifiability import (
+    Identifiability,
+    identifiability,
+    prior_dominated,
+    require_identifiable,
+)
+from selfcal.likelihood.layout import Layout, make_layout
+from selfcal.likelihood.pyhf_check import confirm_with_pyhf
+from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
+from selfcal.likelihood.templates import Templates
+from selfcal.likelihood.workspace import build_workspace
+from selfcal.run.atomic import write_json
+from selfcal.run.context import RunContext
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything one fit of templates yields."""
+
+    layout: Layout
+    workspace: dict[str, Any]
+    model: HistFactory
+    verdict: Identifiability
+    result: FitResult
+    factors: ScaleFactors
+
+
+def measure(templates: Templates, config: FitConfig, seed: int = 1) -> Measurement:
+    """Build the likelihood, refuse it if it is degenerate, fit it and derive the scale factors.
+
+    Raises
+    ------
+    FitError
+        If the model has null directions or the fit does not converge.
+    DataError
+        If the templates cannot be used.
+    """
+    layout = make_layout(templates, config)
+    workspace = build_workspace(templates, layout, config)
+    model = HistFactory(workspace)
+    verdict = identifiability(model, layout.binning)
+    require_identifiable(verdict)
+    result = fit(model, seed=seed)
+    return Measurement(
+        layout, workspace, model, verdict, result, scale_factors(templates, layout, model, result)
+    )
+
+
+def run_fit(context: RunContext) -> list[Path]:
+    """Write ``workspace.json``, ``fit.json`` and ``scale_factors.json`` into the results folder.
+
+    Nothing is written if the fit is refused or does not converge, or if pyhf disagrees.
+    """
+    from selfcal.transport.stage import build_templates
+
+    torch.set_num_threads(1)
+    config = context.config
+    measured = measure(build_templates(context), config.fit, config.seed)
+    confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
+    factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name)
+    results = context.directory.results
+    contents = {
+        "workspace.json": measured.workspace,
+        "fit.json": fit_json(measured, confirmation),
+        "scale_factors.json": factors,
+    }
+    for name, content in contents.items():
+        write_json(results / name, content)
+    goodness = goodness_of_fit(measured.model, measured.result)
+    context.say(
+        f"fit: {len(measured.model.observed)} bins, {len(measured.model.parameters)} parameters, "
+        f"goodness of fit p = {goodness['p_value']:.2f}, {len(measured.factors.measured)} scale factors"
+    )
+    return [results / name for name in contents]
+
+
+def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``fit.json``."""
+    model, result = measured.model, measured.result
+    return {
+        "schema_version": 1,
+        "parameters": [
+            {
+                "name": name,
+                "value": float(value),
+                "uncertainty": float(sigma),
+                "constrained": p.width is not None,
+            }
+            for name, value, sigma, p in zip(
+                result.names, result.best_fit, result.uncertainty, model.parameters, strict=True
+            )
+        ],
+        "covariance": result.covariance.tolist(),
+        "twice_nll": result.twice_nll,
+        "certificate": {**result.certificate, "pyhf": confirmation},
+        "goodness_of_fit": goodness_of_fit(model, result),
+        "identifiability": {
+            **measured.verdict.as_json(),
+            "prior_dominated": prior_dominated(model, result),
+        },
+        "pulls": pulls(model, result),
+        "channels": postfit_yields(measured),
+    }
+
+
+def pulls(model: HistFactory, result: FitResult) -> list[dict[str, Any]]:
+    """Of every constrained parameter: best fit and uncertainty in units of the constraint."""
+    return [
+        {
+            "name": p.name,
+            "value": float((value - p.centre) / p.width),
+            "uncertainty": float(sigma / p.width),
+        }
+        for p, value, sigma in zip(model.parameters, result.best_fit, result.uncertainty, strict=True)
+        if p.width is not None and p.centre is not None and not p.fixed
+    ]
+
+
+def postfit_yields(measured: Measurement) -> list[dict[str, Any]]:
+    """Per channel: data, fitted total with its uncertainty, and fitted yields per flavour and bin."""
+    layout, model, result = measured.layout, measured.model, measured.result
+    theta = torch.from_numpy(result.best_fit)
+    rates = model.rates(theta).numpy()
+    expected, jacobian = expected_and_jacobian(model, theta)
+    slope = jacobian.numpy()
+    error = np.sqrt(np.einsum("bi,ij,bj->b", slope, result.covariance, slope).clip(min=0))
+    yields: dict[tuple[str, str], list[float]] = {}
+    for cell, rate in zip(model.cells, rates, strict=True):
+        flavour = cell.sample.removesuffix(f"_bin{cell.bin}")
+        yields.setdefault((cell.channel, flavour), [0.0] * layout.binning.n_bins)[cell.bin] += float(rate)
+    channels = []
+    for r, region in enumerate(layout.regions):
+        for p in range(layout.binning.n_pt):
+            name = layout.channel(r, p)
+            if name not in model.channels:
+                continue
+            bins = model.channels[name]
+            flavours = {f: yields[name, f] for f in layout.flavours if (name, f) in yields}
+            channels.append(
+                {
+                    "name": name,
+                    "region": region,
+                    "pt_gev": list(layout.binning.pt_gev_edges[p : p + 2]),
+                    "data": model.observed[bins].tolist(),
+                    "total": expected[bins].tolist(),
+                    "total_uncertainty": error[bins].tolist(),
+                    "flavours": flavours,
+                }
+            )
+    return channels

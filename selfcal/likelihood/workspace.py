@@ -1,0 +1,183 @@
+"""The pyhf workspace of the scale-factor fit.
+
+For region r, flavour f, pT bin p and discriminant bin k,
+
+    ν_rpk = μ_rp Σ_f N_rf κ_rf κ_rfp t_rfpk ρ_fpk Π_j (1 + Δ_rfpk,j(α_j)) γ_rpk
+
+with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of the pT spectrum κ_rfp
+(``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
+become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
+for the others (``residual``, in all bins but the largest), the shifts Δ of the map (``map_mode``, ``map_model``,
+``extrapolation``) and the statistical error of the simulation. The latter is a parameter per bin of the
+flavour whose reference region it is (``simulation``), because the scale factor depends on it, and common
+to all other flavours of a bin (``staterror``). Each bin of each flavour is a sample of its own, so that
+factors of single bins can be shared across channels by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.config.run import FitConfig
+from selfcal.likelihood.layout import Layout, sample_name
+from selfcal.likelihood.shifts import map_modes, relative_shift, varied_pair
+from selfcal.likelihood.templates import Templates
+
+SHAPE_BOUNDS = (-10.0, 10.0)
+YIELD_BOUNDS = (0.001, 10.0)
+REST_MIN = 0.002
+"""Uncorrelated remainders of the map's variance below this relative width are left out."""
+
+Shifts = list[tuple[str, NDArray[np.float64]]]
+Modifiers = list[dict[str, Any]]
+
+
+def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> dict[str, Any]:
+    """The workspace as plain values that satisfy pyhf's schema 1.0.0."""
+    shifts, rest = template_shifts(templates, layout, config)
+    channels, observations = [], []
+    for r in range(len(layout.regions)):
+        for p in range(layout.binning.n_pt):
+            if not layout.active[r, p]:
+                continue
+            samples = []
+            for f in range(len(layout.flavours)):
+                if layout.has(r, f, p):
+                    samples += _samples(templates, layout, config, (r, f, p), shifts[f], rest[f])
+            channels.append({"name": layout.channel(r, p), "samples": samples})
+            observations.append({"name": layout.channel(r, p), "data": templates.data[r, p].tolist()})
+    return {
+        "channels": channels,
+        "observations": observations,
+        "measurements": [
+            {"name": "scale_factors", "config": {"poi": "", "parameters": _parameters(channels, layout)}}
+        ],
+        "version": "1.0.0",
+    }
+
+
+def template_shifts(
+    templates: Templates, layout: Layout, config: FitConfig
+) -> tuple[list[Shifts], list[NDArray[np.float64]]]:
+    """Per flavour: named relative shifts (R, P, K), and the uncorrelated remainder (P, K).
+
+    Map shifts of a bin with free shape cancel in the scale factor and are set to zero there.
+    """
+    shifts: list[Shifts] = []
+    rests: list[NDArray[np.float64]] = []
+    for f, flavour in enumerate(layout.flavours):
+        own: Shifts = []
+        rest = np.zeros((layout.binning.n_pt, layout.binning.n_bins))
+        bound = ~layout.free[f]
+        nominal, calibrated = templates.nominal[:, f], templates.calibrated[:, f]
+        reference = int(layout.reference[f])
+        if bound.any() and reference >= 0:
+            modes = map_modes(templates.replicas[:, :, f], calibrated, reference, config.map_variance_kept)
+            own += [(f"map_mode_{flavour}_{j}", mode * bound[:, None]) for j, mode in enumerate(modes.modes)]
+            rest = modes.rest * bound[:, None]
+            for name, varied in templates.variations.items():
+                shift = relative_shift(varied[:, f], calibrated) * bound[:, None]
+                own += _split(f"map_model_{name}_{flavour}", shift, config.split_map_model_by_pt)
+        for r, region in enumerate(layout.regions):
+            if r != reference or not layout.own_region[f]:
+                shift = np.zeros_like(calibrated)
+                shift[r] = config.extrapolation_fraction * relative_shift(nominal[r], calibrated[r])
+                own.append((f"extrapolation_{region}_{flavour}", shift))
+        shifts.append(own)
+        rests.append(rest)
+    return shifts, rests
+
+
+def _split(name: str, shift: NDArray[np.float64], by_pt: bool) -> Shifts:
+    if not by_pt:
+        return [(name, shift)]
+    parts: Shifts = []
+    for p in range(shift.shape[1]):
+        part = np.zeros_like(shift)
+        part[:, p] = shift[:, p]
+        parts.append((f"{name}_{p}", part))
+    return parts
+
+
+def _samples(
+    templates: Templates,
+    layout: Layout,
+    config: FitConfig,
+    key: tuple[int, int, int],
+    shifts: Shifts,
+    rest: NDArray[np.float64],
+) -> list[dict[str, Any]]:
+    """The K samples of one flavour in one channel, each with one bin that is not empty."""
+    r, f, p = key
+    flavour, region = layout.flavours[f], layout.regions[r]
+    content = layout.yields[r, f] * layout.shape[r, f, p]
+    common: Modifiers = [
+        _scale(f"composition_{region}_{flavour}", templates.composition_relative_uncertainty[r, f]),
+        _scale(f"pt_shape_{region}_{flavour}_{p}", config.pt_shape_width),
+    ]
+    if not (config.fix_reference_yield and is_anchor(layout, r, p)):
+        common.append({"name": f"mu_{region}_{p}", "type": "normfactor", "data": None})
+    # The largest bin of the reference shape stays: a factor for every bin would free the yield as well.
+    largest = int(layout.shape[layout.reference[f], f, p].argmax())
+    samples = []
+    for k in range(layout.binning.n_bins):
+        data = np.zeros(len(content))
+        data[k] = content[k]
+        modifiers = [m for m in common if m["type"] != "normsys" or m["data"]["hi"] > 1]
+        if layout.free[f, p]:
+            modifiers.append({"name": f"shape_{flavour}_{p}", "type": "shapefactor", "data": None})
+        else:
+            if k != largest:
+                modifiers.append(_scale(f"residual_{flavour}_{p}_{k}", config.residual_width[flavour]))  # type: ignore[index]
+            if rest[p, k] > REST_MIN:
+                modifiers.append(_scale(f"map_rest_{flavour}_{p}_{k}", float(rest[p, k])))
+        for name, shift in shifts:
+            if shift[r, p, k] != 0:
+                up, down = varied_pair(data, np.where(data > 0, shift[r, p, k], 0.0))
+                histograms = {"hi_data": up.tolist(), "lo_data": down.tolist()}
+                modifiers.append({"name": name, "type": "histosys", "data": histograms})
+        error = layout.relative_error[r, f, p, k]
+        if r == layout.reference[f]:
+            if error > 0:
+                modifiers.append(_scale(f"simulation_{flavour}_{p}_{k}", error))
+        else:
+            errors = (data * error).tolist()
+            modifiers.append(
+                {"name": f"staterror_{layout.channel(r, p)}", "type": "staterror", "data": errors}
+            )
+        samples.append({"name": sample_name(flavour, k), "data": data.tolist(), "modifiers": modifiers})
+    return samples
+
+
+def is_anchor(layout: Layout, region: int, pt_bin: int) -> bool:
+    """Whether a flavour with free shape is measured in this channel: its yield is then not free as well."""
+    return bool(np.any(layout.free[:, pt_bin] & (layout.reference == region)))
+
+
+def _scale(name: str, width: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "normsys",
+        "data": {"hi": float(np.exp(width)), "lo": float(np.exp(-width))},
+    }
+
+
+def _parameters(channels: list[dict[str, Any]], layout: Layout) -> list[dict[str, Any]]:
+    """Bounds of the free parameters."""
+    kinds = {
+        modifier["name"]: modifier["type"]
+        for channel in channels
+        for sample in channel["samples"]
+        for modifier in sample["modifiers"]
+    }
+    entries: list[dict[str, Any]] = []
+    for name, kind in kinds.items():
+        if kind == "normfactor":
+            entries.append({"name": name, "inits": [1.0], "bounds": [list(YIELD_BOUNDS)]})
+        elif kind == "shapefactor":
+            size = layout.binning.n_bins
+            entries.append({"name": name, "inits": [1.0] * size, "bounds": [list(SHAPE_BOUNDS)] * size})
+    return entries
