@@ -26,7 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _KEYBOARD_INTERRUPT = 130
-study_app = typer.Typer(help="Run the same analysis at many points.", no_args_is_help=True, rich_markup_mode=None)
+study_app = typer.Typer(
+    help="Run the same analysis at many points.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(study_app, name="study")
 
 
@@ -102,7 +104,8 @@ def _stage_verb(name: str) -> Callable[..., None]:
         from selfcal.cli.execution import execute
 
         execute(
-            name, opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
+            name,
+            opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet),
         )
 
     return verb
@@ -122,7 +125,8 @@ def run(
     out: opt.OutOption = None,
     dry_run: opt.DryRunOption = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Only go on with a run that exists (finished stages are always kept).")
+        bool,
+        typer.Option("--resume", help="Only go on with a run that exists (finished stages are always kept)."),
     ] = False,
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
@@ -170,7 +174,8 @@ StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="Study file (YAML), or the name of a shipped one.")
 ]
 StudyOut = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Study directory (default: studies-out/<name>).")
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Study directory (default: studies-out/<name>)."),
 ]
 
 

@@ -24,9 +24,7 @@ def validate_cards_or_run(options: Options) -> None:
         execute("validate", options)
         return
     if not all(is_card):
-        raise ConfigError(
-            "data cards and run configurations together", fix="validate them in two commands"
-        )
+        raise ConfigError("data cards and run configurations together", fix="validate them in two commands")
     set_log_level(options.verbose)
     _validate_cards([Path(name) for name in options.configurations], options)
 
@@ -52,7 +50,9 @@ def _validate_cards(paths: list[Path], options: Options) -> None:
     reports: list[dict[str, Any]] = []
     for card, path in cards:
         if card.generate is not None or options.dry_run:
-            reports.append({"name": card.name, "generated": card.generate is not None, "checked_files": False})
+            reports.append(
+                {"name": card.name, "generated": card.generate is not None, "checked_files": False}
+            )
             continue
         selection = DataConfig(cards=(str(path),))
         reports.append(validate_dataset(card, card_files(card, path.parent), path.parent, selection))

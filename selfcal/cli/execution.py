@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from selfcal.cli.options import Options
+from selfcal.config.card import DataCard
 from selfcal.config.loading import LoadedRun, load_run, resolved_yaml
 from selfcal.errors import ConfigError, SelfcalError
 from selfcal.run.atomic import write_text
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import reporter_for
-from selfcal.run.stages import Stage, input_digests, run_stages, stage_states
+from selfcal.run.stages import Stage, StageState, input_digests, run_stages, stage_states
 from selfcal.study.pipeline import DESCRIPTIONS, pipeline, stages_for_verb
 
 
@@ -39,7 +40,9 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
     context = context_of(options, loaded)
     if resume and not context.directory.provenance.exists():
         raise ConfigError(
-            "there is no run to resume", where=str(context.directory.path), fix="leave out --resume to start it"
+            "there is no run to resume",
+            where=str(context.directory.path),
+            fix="leave out --resume to start it",
         )
     if options.dry_run:
         _show_plan(verb, options, loaded, context)
@@ -85,34 +88,36 @@ def _show_plan(verb: str, options: Options, loaded: LoadedRun, context: RunConte
         names = [stage.name for stage in stages]
         if verb in names:
             stages = stages[: names.index(verb) + 1]
-    plan = {
-        "run": str(context.directory.path),
-        "inputs": [_input_facts(context, index) for index in range(len(context.cards))],
-        "stages": [
-            {
-                "name": state.stage.name,
-                "state": "up to date" if state.reason is None else state.reason,
-                "runs": state.reason is not None and verb in ("run", state.stage.name),
-                "files": next(d.produces for d in DESCRIPTIONS if d.name == state.stage.name),
-            }
-            for state in stage_states(stages, context)
-        ],
-    }
-    configuration = resolved_yaml(loaded, context.directory.path)
+    inputs = [_input_facts(context, card) for card in context.cards]
+    planned = [_stage_facts(state, verb) for state in stage_states(stages, context)]
+    run = str(context.directory.path)
     if options.as_json:
-        print_json(plan | {"configuration": loaded.config.model_dump(mode="json")})
+        configuration = loaded.config.model_dump(mode="json")
+        print_json({"run": run, "inputs": inputs, "stages": planned, "configuration": configuration})
         return
-    print(f"# run directory: {plan['run']}\n\n# configuration\n{configuration}\n# inputs")
-    for facts in plan["inputs"]:
-        print(f"{facts['name']:<24} {facts['role']:<11} {facts['use']:<11} {facts['region']:<14} {facts['source']}")
+    print(f"# run directory: {run}\n\n# configuration")
+    print(resolved_yaml(loaded, context.directory.path))
+    print("# inputs")
+    for facts in inputs:
+        words = (facts["name"].ljust(24), facts["role"].ljust(11), facts["use"].ljust(11))
+        print(*words, facts["region"].ljust(14), facts["source"])
     print("\n# stages")
-    for stage in plan["stages"]:
-        print(f"{stage['name']:<10} {stage['state']:<45} -> {', '.join(stage['files'])}")
+    for facts in planned:
+        print(facts["name"].ljust(10), facts["state"].ljust(45), "->", ", ".join(facts["files"]))
     print("\ndry run: nothing was written")
 
 
-def _input_facts(context: RunContext, index: int) -> dict[str, Any]:
-    card = context.cards[index]
+def _stage_facts(state: StageState, verb: str) -> dict[str, Any]:
+    name = state.stage.name
+    return {
+        "name": name,
+        "state": state.reason or "up to date",
+        "runs": not state.current and verb in ("run", name),
+        "files": list(next(one.produces for one in DESCRIPTIONS if one.name == name)),
+    }
+
+
+def _input_facts(context: RunContext, card: DataCard) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": card.name, "role": card.role, "use": card.use, "region": card.region}
     if card.generate is not None:
         count = card.generate.jets

@@ -10,14 +10,18 @@ import typer
 
 Configurations = Annotated[
     list[str] | None,
-    typer.Argument(metavar="CONFIG...", help="Run configuration (YAML), or the name of a shipped one; later wins."),
+    typer.Argument(
+        metavar="CONFIG...", help="Run configuration (YAML), or the name of a shipped one; later wins."
+    ),
 ]
 ConfigOption = Annotated[
     list[str] | None, typer.Option("--config", "-c", metavar="FILE", help="The same as CONFIG; repeatable.")
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value, e.g. training.epochs=3; repeatable."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Change one value, e.g. training.epochs=3; repeatable."
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
 OutOption = Annotated[

@@ -34,7 +34,9 @@ def project_files() -> dict[str, str]:
     return files
 
 
-def init_project(directory: Path, *, dry_run: bool = False, as_json: bool = False, quiet: bool = False) -> None:
+def init_project(
+    directory: Path, *, dry_run: bool = False, as_json: bool = False, quiet: bool = False
+) -> None:
     """Write the starter project into ``directory``.
 
     Raises
@@ -56,4 +58,6 @@ def init_project(directory: Path, *, dry_run: bool = False, as_json: bool = Fals
         print_json({"directory": str(directory), "files": sorted(files), "written": not dry_run})
     elif not quiet:
         verb = "would write" if dry_run else "wrote"
-        print(f"{verb} {len(files)} files to {directory}; next: cd {directory} && selfcal run configs/demo.yaml")
+        print(
+            f"{verb} {len(files)} files to {directory}; next: cd {directory} && selfcal run configs/demo.yaml"
+        )

@@ -62,7 +62,9 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
@@ -89,7 +91,9 @@ def read_document(path: Path) -> Document:
     except FileNotFoundError as error:
         raise ConfigError("file not found", where=str(path), expected="a YAML file") from error
     except OSError as error:
-        raise ConfigError(f"cannot read: {error.strerror}", where=str(path), expected="a YAML file") from error
+        raise ConfigError(
+            f"cannot read: {error.strerror}", where=str(path), expected="a YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError("not UTF-8 text", where=f"{path}, line {line}", expected="a YAML file") from error

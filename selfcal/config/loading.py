@@ -76,7 +76,9 @@ def joined_problems(problems: Sequence[ConfigError]) -> ConfigError:
 
 def _problem(details: ErrorDetails, document: Document, model: type[BaseModel]) -> ConfigError:
     kind = details["type"]
-    path, bad_key = _written_path(details["loc"], document.values, keep_last=kind in (*UNKNOWN_KEY, "missing"))
+    path, bad_key = _written_path(
+        details["loc"], document.values, keep_last=kind in (*UNKNOWN_KEY, "missing")
+    )
     where = _where(document, path)
     message = details["msg"].removeprefix("Value error, ")
     if kind in UNKNOWN_KEY:
@@ -94,7 +96,9 @@ def _problem(details: ErrorDetails, document: Document, model: type[BaseModel]) 
         return ConfigError(message, where=_where(document, _named_in(message, path, document)))
     expected = message.removeprefix("Input should be ")
     found = path[-1] if bad_key else details["input"]
-    return ConfigError(f"wrong {'key' if bad_key else 'value'} {_shown(found)}", where=where, expected=expected)
+    return ConfigError(
+        f"wrong {'key' if bad_key else 'value'} {_shown(found)}", where=where, expected=expected
+    )
 
 
 def _named_in(message: str, path: KeyPath, document: Document) -> KeyPath:
@@ -115,21 +119,22 @@ def _where(document: Document, path: KeyPath) -> str:
     return f"{document.position(path)}{key}"
 
 
-def _written_path(
-    location: Sequence[str | int], values: Any, *, keep_last: bool
-) -> tuple[KeyPath, bool]:
+def _written_path(location: Sequence[str | int], values: Any, *, keep_last: bool) -> tuple[KeyPath, bool]:
     """pydantic's location without the parts that name types rather than keys; whether a key is at fault."""
     path: KeyPath = ()
     here = values
     for index, part in enumerate(location):
-        if (isinstance(here, dict) and part in here) or (
-            isinstance(here, list) and isinstance(part, int) and part < len(here)
-        ):
-            here = here[part]
-            path = (*path, part)
+        if _holds(here, part):
+            here, path = here[part], (*path, part)
         elif keep_last and index == len(location) - 1:
             path = (*path, part)
     return path, bool(location) and location[-1] == "[key]"
+
+
+def _holds(values: Any, part: str | int) -> bool:
+    if isinstance(values, dict):
+        return part in values
+    return isinstance(values, list) and isinstance(part, int) and part < len(values)
 
 
 def _known_keys(annotation: Any, path: KeyPath) -> list[str]:

@@ -39,4 +39,6 @@ def shipped_path(kind: ShippedKind) -> Path:
 def shipped_names(kind: ShippedKind) -> tuple[str, ...]:
     """Names (no suffix) of the shipped configurations, cards or studies, sorted."""
     folder = shipped_path(kind)
-    return tuple(sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")))
+    return tuple(
+        sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    )

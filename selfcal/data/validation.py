@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold, fold_of
-from selfcal.data.hdf5 import read_jets
+from selfcal.data.hdf5 import open_native, read_jets, require_dataset
 from selfcal.data.jets import Jets
 from selfcal.errors import DataError
 from selfcal.run.atomic import write_json
@@ -26,32 +25,8 @@ PT_GEV_RANGE = (1.0, 10_000.0)
 
 def count_jets(path: Path) -> int:
     """Number of jets in a file, without reading them."""
-    with _opened(path) as file:
-        return int(file["jets"].shape[0])
-
-
-def _opened(path: Path) -> h5py.File:
-    """The file, open, with its two datasets present and of equal length."""
-    if not path.is_file():
-        raise DataError("file not found", where=str(path))
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"not a readable HDF5 file: {error}", where=str(path)) from error
-    for name in ("jets", "tracks"):
-        if not isinstance(file.get(name), h5py.Dataset):
-            present = ", ".join(file) or "nothing"
-            file.close()
-            raise DataError(
-                f"no dataset '{name}'", where=str(path), expected="datasets 'jets' and 'tracks'", fix=f"found {present}"
-            )
-    n_jets, n_rows = file["jets"].shape[0], file["tracks"].shape[0]
-    if n_jets != n_rows:
-        file.close()
-        raise DataError(
-            f"{n_jets} jets but {n_rows} rows of tracks", where=str(path), expected="one row of tracks per jet"
-        )
-    return file
+    with open_native(path) as file:
+        return int(require_dataset(file, "jets", path).shape[0])
 
 
 def validate_dataset(
@@ -61,7 +36,7 @@ def validate_dataset(
 
     Returns
     -------
-    Plain values: files, number of jets and of selected jets, jets per fold and per flavour.
+    Plain values: files, track fields, number of jets and of selected jets, jets per fold and per flavour.
 
     Raises
     ------
@@ -81,6 +56,8 @@ def validate_dataset(
         for path, jets in zip(paths, parts, strict=True):
             problems += [f"{path}: {problem}" for problem in content_problems(jets)]
         problems += [f"{card.name}: {problem}" for problem in duplicate_problems(parts)]
+        if len({jets.track_fields for jets in parts}) > 1:
+            problems.append(f"{card.name}: its files hold different track fields")
     if problems:
         raise _joined(card.name, problems)
     return {
@@ -90,6 +67,7 @@ def validate_dataset(
         "use": card.use,
         "checked_files": True,
         "files": files,
+        "track_fields": list(parts[0].track_fields),
         **_summary(card, parts, selection),
     }
 
@@ -117,30 +95,18 @@ def _checksum_problems(card: DataCard, paths: Sequence[Path], root: Path) -> lis
 
 
 def content_problems(jets: Jets) -> list[str]:
-    """What is wrong with the values: no jets, NaN or infinite numbers, implausible momenta."""
+    """What is wrong with values that :func:`read_jets` lets pass: none at all, implausible momenta."""
     if not len(jets):
         return ["no jets"]
-    problems: list[str] = []
-    for name, values in (("pt_btagJes", jets.pt_gev), ("eta_btagJes", jets.eta), ("weight", jets.weight)):
-        bad = ~np.isfinite(values)
-        if bad.any():
-            problems.append(f"{int(bad.sum())} NaN or infinite values of '{name}' (first in jet {int(bad.argmax())})")
-    for index, name in enumerate(jets.track_fields):
-        bad = ~np.isfinite(jets.tracks[:, index])
-        if bad.any():
-            jet = int(np.searchsorted(jets.track_offsets, int(bad.argmax()), side="right")) - 1
-            problems.append(
-                f"{int(bad.sum())} NaN or infinite values of track field '{name}' (first in jet {jet})"
-            )
     low, high = PT_GEV_RANGE
-    outside = np.isfinite(jets.pt_gev) & ((jets.pt_gev < low) | (jets.pt_gev > high))
-    if outside.any():
-        first = int(outside.argmax())
-        problems.append(
-            f"{int(outside.sum())} jets with pT outside [{low:g}, {high:g}] GeV (first: jet {first}, "
-            f"{jets.pt_gev[first]:g} GeV); 'pt_btagJes' is expected in MeV"
-        )
-    return problems
+    outside = (jets.pt_gev < low) | (jets.pt_gev > high)
+    if not outside.any():
+        return []
+    first = int(outside.argmax())
+    return [
+        (f"{int(outside.sum())} jets with pT outside [{low:g}, {high:g}] GeV (first: jet {first}, "
+        f"{jets.pt_gev[first]:g} GeV); 'pt_btagJes' is expected in MeV")
+    ]
 
 
 def duplicate_problems(parts: Sequence[Jets]) -> list[str]:
@@ -157,7 +123,8 @@ def duplicate_problems(parts: Sequence[Jets]) -> list[str]:
         return []
     run, event, index = (int(value) for value in distinct[repeated.argmax()])
     return [
-        f"{int((counts[repeated] - 1).sum())} duplicate jets (first: run {run}, event {event}, jet index {index})"
+        (f"{int((counts[repeated] - 1).sum())} duplicate jets "
+        f"(first: run {run}, event {event}, jet index {index})")
     ]
 
 
@@ -173,7 +140,7 @@ def _summary(card: DataCard, parts: Sequence[Jets], selection: DataConfig) -> di
             & (jets.pt_gev < selection.pt_gev_max)
             & (jets.abs_eta < selection.abs_eta_max)
         )
-        fold = fold_of(jets, selection.fold_fractions)[kept]
+        fold = fold_of(jets, selection.folds_for(card.role))[kept]
         for member in Fold:
             folds[member.name.lower()] += int((fold == member).sum())
         for index, name in enumerate(FLAVOURS):
@@ -206,6 +173,7 @@ def run_validate(context: RunContext) -> list[Path]:
         except DataError as error:
             problems.append(str(error))
         tracker.update(index + 1)
+    problems += _field_differences(reports)
     if problems:
         raise DataError("the datasets are not fit for use\n" + "\n".join(problems))
     output = context.directory.results / "validation.json"
@@ -220,8 +188,23 @@ def _too_small(card: DataCard, report: Mapping[str, Any]) -> list[str]:
     if card.use != "control":
         return []
     return [
-        f"{card.name}: no selected jet in the {name} fold" for name, count in report["folds"].items() if count == 0
+        f"{card.name}: no selected jet in the {name} fold"
+        for name, count in report["folds"].items()
+        if count == 0
     ]
+
+
+def _field_differences(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Track fields that one dataset has and the first has not, or the other way round."""
+    problems: list[str] = []
+    for report in reports[1:]:
+        differing = sorted(set(report["track_fields"]) ^ set(reports[0]["track_fields"]))
+        if differing:
+            problems.append(
+                f"{report['name']} and {reports[0]['name']} differ in the track field(s) "
+                f"{', '.join(differing)}: the tagger needs the same inputs everywhere"
+            )
+    return problems
 
 
 def render_report(reports: Sequence[Mapping[str, Any]]) -> str:

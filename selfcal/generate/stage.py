@@ -6,12 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
+from selfcal import __version__
 from selfcal.config.card import DataCard
 from selfcal.config.run import RunConfig
 from selfcal.errors import ConfigError
-from selfcal.generate.dataset import GenerateRequest, generate_dataset
+from selfcal.generate.dataset import GenerateRequest, generate_datasets
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
+from selfcal.run.progress import Tracker
 from selfcal.run.stages import canonical_digest
 
 MAX_SEED = 900_000_000
@@ -19,7 +21,10 @@ MAX_SEED = 900_000_000
 
 
 def dataset_seed(run_seed: int, card_name: str) -> int:
-    """Seed of one dataset, 1 to :data:`MAX_SEED`: the same everywhere, different for every card and run seed."""
+    """Seed of one dataset, 1 to :data:`MAX_SEED`, the same on every machine.
+
+    The jets of two datasets, or of one dataset under two run seeds, are independent.
+    """
     digest = hashlib.sha256(f"{run_seed}/{card_name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % MAX_SEED + 1
 
@@ -53,20 +58,37 @@ def generate_request(card: DataCard, config: RunConfig) -> GenerateRequest:
 
 
 def run_generate(context: RunContext) -> list[Path]:
-    """Generate what is not there yet; a finished dataset survives an interruption of the stage."""
+    """Generate what is not there yet; finished collisions survive an interruption in the cache."""
     config = context.config
-    cards = [card for card in context.cards if card.generate is not None]
-    workers = config.generate.workers or os.cpu_count() or 1
     outputs: list[Path] = []
-    for card in cards:
+    wanted: list[tuple[GenerateRequest, Path]] = []
+    for card in context.cards:
+        if card.generate is None:
+            continue
         request = generate_request(card, config)
         (output,) = context.dataset_path(card)
-        if not _is_made(output, request):
-            tracker = context.progress(f"{card.name}: jets", request.n_jets)
-            generate_dataset(request, output, _cache(context), workers, tracker.update)
-            write_json(_note(output), _identity(output, request))
         outputs += [output, _note(output)]
+        if not _is_made(output, request):
+            wanted.append((request, output))
+    if wanted:
+        workers = config.generate.workers or os.cpu_count() or 1
+        generate_datasets(wanted, _cache(context), workers, _Report(context))
+        for request, output in wanted:
+            write_json(_note(output), _identity(output, request))
     return outputs
+
+
+class _Report:
+    """Progress in jets; the total is known with the first call."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._tracker: Tracker | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._tracker is None:
+            self._tracker = self._context.progress("jets generated", total)
+        self._tracker.update(done)
 
 
 def _cache(context: RunContext) -> Path:
@@ -80,12 +102,11 @@ def _note(output: Path) -> Path:
 
 
 def _identity(output: Path, request: GenerateRequest) -> dict[str, object]:
-    from selfcal import __version__
-
     return {
         "request": canonical_digest(
             {
                 "version": __version__,
+                "name": request.name,
                 "process": request.process,
                 "n_jets": request.n_jets,
                 "seed": request.seed,

@@ -74,7 +74,9 @@ def read_json(path: Path) -> Any:
         raise DataError(f"not valid JSON: {error}", where=str(path)) from error
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write named arrays as one safetensors file (no pickle)."""
     with atomic_path(path) as temporary:
         save_file(

@@ -67,6 +67,11 @@ class RunDirectory:
         return self.path / "cache"
 
     @property
+    def scores(self) -> Path:
+        """One file per card: what the final tagger says of its jets."""
+        return self.path / "scores"
+
+    @property
     def stages(self) -> Path:
         return self.path / "stages"
 

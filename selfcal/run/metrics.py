@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcal.errors import DataError
+from selfcal.run.atomic import write_text
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
@@ -63,3 +64,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise DataError("not a JSON object", where=f"{path}, line {number}")
         rows.append(row)
     return rows
+
+
+def drop_metrics(path: Path, stage: str) -> None:
+    """Take out the rows of one stage: what is run again must not stand there twice."""
+    if path.exists():
+        kept = [row for row in read_metrics(path) if row.get("stage") != stage]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

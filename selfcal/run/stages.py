@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,12 @@ import selfcal
 from selfcal.errors import DataError, Interrupted
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
+
+
+def _no_inputs(context: RunContext) -> Sequence[Path]:
+    """A stage that reads nothing from outside the run."""
+    del context
+    return ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Stage:
     function: Callable[[RunContext], Sequence[Path]]
     configuration: Callable[[RunContext], Any]
     upstream: tuple[str, ...] = ()
-    inputs: Callable[[RunContext], Sequence[Path]] = field(default=lambda context: ())
+    inputs: Callable[[RunContext], Sequence[Path]] = _no_inputs
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class StageDescription:
 
 
 def _card_facts(cards: Iterable[DataCard], *keys: str) -> list[dict[str, Any]]:
-    return [{key: value for key, value in card.model_dump(mode="json").items() if key in keys} for card in cards]
+    return [card.model_dump(mode="json", include=set(keys)) for card in cards]
 
 
 def _selection(context: RunContext) -> dict[str, Any]:
@@ -113,14 +113,14 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
     StageDescription(
         "calibrate",
         "Fit composition and calibration map, with bootstrap replicas.",
-        "selfcal.transport.stage:run_calibrate",
+        "selfcal.training.calibrate_stage:run_calibrate",
         _calibrate_configuration,
         ("checkpoints/", "results/"),
     ),
     StageDescription(
         "fit",
         "Fit the scale factors on the measure fold.",
-        "selfcal.likelihood.stage:run_fit",
+        "selfcal.study.fit_stage:run_fit_and_closure",
         _fit_configuration,
         ("results/",),
     ),
@@ -153,9 +153,10 @@ def pipeline(context: RunContext) -> list[Stage]:
                 _lazy(description.implementation),
                 description.configuration,
                 tuple(stage.name for stage in stages),
-                _input_files if description.reads_inputs else _no_files,
             )
         )
+        if description.reads_inputs:
+            stages[-1] = replace(stages[-1], inputs=_input_files)
     return stages
 
 
@@ -171,11 +172,6 @@ def _lazy(implementation: str) -> Callable[[RunContext], Sequence[Path]]:
 
 def _input_files(context: RunContext) -> list[Path]:
     return [path for card in context.cards if card.generate is None for path in context.dataset_path(card)]
-
-
-def _no_files(context: RunContext) -> list[Path]:
-    del context
-    return []
 
 
 def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
