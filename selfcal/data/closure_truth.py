@@ -25,3 +25,9 @@ def read_closure_truth(path: Path) -> NDArray[np.int8]:
     with open_native(path) as file:
         labels = require_dataset(file, TRUTH_DATASET, path, (LABEL_FIELD,))[LABEL_FIELD]
     return flavour_from_cone_label(labels, where=f"{path}, {TRUTH_DATASET}")
+
+
+def holds_closure_truth(path: Path) -> bool:
+    """Whether a file carries closure truth: pseudo-data do, collision data do not."""
+    with open_native(path) as file:
+        return TRUTH_DATASET in file

@@ -1,1 +1,1 @@
-
+"""Differentiable distances between data and simulation."""

@@ -1,1 +1,1 @@
-
+"""From simulation to data: simplex coordinates, densities, maps, composition."""

@@ -1,0 +1,68 @@
+"""Scored jets on disk, one safetensors file per card, and the parts of them that a stage needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from selfcal.config.card import DataCard
+from selfcal.data.folds import Fold
+from selfcal.data.scored import ScoredJets, concatenate
+from selfcal.errors import DataError
+from selfcal.run.atomic import read_arrays, write_arrays
+from selfcal.run.context import RunContext
+
+_FIELDS = ("log_probability", "pt_gev", "abs_eta", "flavour", "weight", "fold", "event")
+
+
+def save_scores(path: Path, scored: ScoredJets) -> None:
+    """Write all but the region, which the data card knows."""
+    write_arrays(path, {name: getattr(scored, name) for name in _FIELDS})
+
+
+def load_scores(path: Path, region: str) -> ScoredJets:
+    """Read what :func:`save_scores` wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, or holds other arrays.
+    """
+    arrays = read_arrays(path)
+    if set(arrays) != set(_FIELDS):
+        raise DataError(
+            "the file does not hold scored jets",
+            where=str(path),
+            expected=", ".join(_FIELDS),
+            fix="score the dataset again",
+        )
+    return ScoredJets(region=region, **arrays)
+
+
+def join_datasets(parts: Sequence[ScoredJets]) -> ScoredJets:
+    """Several datasets of one region as one, with event indices that stay distinct."""
+    shifted, first = [], 0
+    for part in parts:
+        shifted.append(replace(part, event=part.event + first))
+        first += int(part.event.max()) + 1 if len(part) else 0
+    return concatenate(shifted)
+
+
+def scores_of(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold]) -> ScoredJets:
+    """The scored jets of ``cards`` (of one region) in ``folds``, within the fit's |eta| range."""
+    low, high = context.config.fit.abs_eta_edges
+    parts = []
+    for card in cards:
+        part = load_scores(context.directory.scores / f"{card.name}.safetensors", card.region)
+        chosen = np.isin(part.fold, [int(fold) for fold in folds])
+        parts.append(part.select(chosen & (part.abs_eta >= low) & (part.abs_eta < high)))
+    return join_datasets(parts)
+
+
+def control_scores(context: RunContext, role: str, region: str, folds: Sequence[Fold]) -> ScoredJets:
+    """The scored jets of a control region's simulation or data in ``folds``."""
+    cards = [card for card in context.cards_for(role, "control") if card.region == region]
+    return scores_of(context, cards, folds)

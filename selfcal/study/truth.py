@@ -1,0 +1,82 @@
+"""Pseudo-data with their true flavours, for closure checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from selfcal.config.card import DataCard
+from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
+from selfcal.data.folds import Fold
+from selfcal.data.hdf5 import read_jets
+from selfcal.data.score_files import join_datasets, load_scores, scores_of
+from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
+from selfcal.run.context import RunContext
+from selfcal.training.samples import within_range
+
+
+def has_truth(context: RunContext, card: DataCard) -> bool:
+    """Whether every file of a dataset carries closure truth."""
+    return card.role == "data" and all(holds_closure_truth(path) for path in context.dataset_path(card))
+
+
+def true_jets(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold]) -> ScoredJets:
+    """The scored jets of ``cards`` (one region) in ``folds`` with their true flavours.
+
+    Raises
+    ------
+    DataError
+        If the truth and the scores of a dataset do not belong to the same jets.
+    """
+    parts = []
+    for card in cards:
+        scored = load_scores(context.directory.scores / f"{card.name}.safetensors", card.region)
+        flavour = []
+        for path in context.dataset_path(card):
+            jets = read_jets(path, dataset=card.name, with_tracks=False, with_labels=False)
+            flavour.append(read_closure_truth(path)[within_range(jets, context.config.data)])
+        truth = np.concatenate(flavour)
+        if len(truth) != len(scored):
+            raise DataError(
+                f"{len(truth)} true flavours for {len(scored)} scored jets",
+                where=f"dataset '{card.name}'",
+                fix="run 'selfcal calibrate' again: the scores are of other files",
+            )
+        low, high = context.config.fit.abs_eta_edges
+        chosen = np.isin(scored.fold, [int(fold) for fold in folds])
+        chosen &= (scored.abs_eta >= low) & (scored.abs_eta < high)
+        parts.append(replace(scored, flavour=truth).select(chosen))
+    return join_datasets(parts)
+
+
+def best_truth(context: RunContext, region: str) -> ScoredJets | None:
+    """The largest sample from which the true efficiencies of a region's data can be taken.
+
+    ``use: truth`` datasets where there are any; otherwise the data themselves, without
+    the train fold in control regions, because those jets helped to shape the tagger.
+    None where no truth exists: real data.
+    """
+    cards = [card for card in context.cards_for("data") if card.region == region and has_truth(context, card)]
+    dedicated = [card for card in cards if card.use == "truth"]
+    if dedicated:
+        return true_jets(context, dedicated, tuple(Fold))
+    if not cards:
+        return None
+    held_out = all(card.use == "validation" for card in cards)
+    return true_jets(context, cards, tuple(Fold) if held_out else (Fold.DERIVE, Fold.MEASURE))
+
+
+def nominal_efficiency_jets(context: RunContext, region: str) -> ScoredJets:
+    """Simulation from which a region's nominal efficiencies are taken for the truth.
+
+    ``use: truth`` simulation where there is any, otherwise all folds that did not train
+    the tagger (all of it in held-out regions).
+    """
+    simulation = [card for card in context.cards_for("simulation") if card.region == region]
+    dedicated = [card for card in simulation if card.use == "truth"]
+    held_out = all(card.use == "validation" for card in simulation)
+    folds = tuple(Fold) if dedicated or held_out else (Fold.DERIVE, Fold.MEASURE)
+    return scores_of(context, dedicated or simulation, folds)

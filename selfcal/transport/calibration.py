@@ -1,0 +1,160 @@
+"""A finished calibration: maps, their replicas and the composition, on disk and applied to jets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from selfcal.config.run import MapConfig
+from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
+from selfcal.run.atomic import read_arrays, read_json, write_arrays, write_json
+from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.composition import CompositionPrior
+from selfcal.transport.conditions import CONDITIONS, ScoreFrame, condition_features
+from selfcal.transport.derivation import Derivation
+from selfcal.transport.maps import FlavourMaps, build_maps
+
+ARRAYS_NAME, DESCRIPTION_NAME = "map.safetensors", "map.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the calibrate stage found.
+
+    Attributes
+    ----------
+    frame : coordinates in which the maps act
+    regions : control regions, in the order of the rows of ``fractions``
+    nominal : maps by likelihood
+    stiff : affine maps by the energy distance, another model of the same shift
+    replicas : M bootstrap replicas of ``nominal``
+    prior, fractions, fraction_uncertainty, simulated : composition before and after, (R, F)
+    """
+
+    frame: ScoreFrame
+    regions: tuple[str, ...]
+    nominal: FlavourMaps
+    stiff: FlavourMaps
+    replicas: tuple[FlavourMaps, ...]
+    prior: CompositionPrior
+    fractions: Float[Tensor, "regions flavours"]
+    bulk_fractions: Float[Tensor, "regions flavours"]
+    fraction_uncertainty: Float[Tensor, "regions flavours"]
+
+    def apply(self, jets: ScoredJets, maps: FlavourMaps) -> ScoredJets:
+        """Simulated ``jets`` as they would look in data under ``maps``.
+
+        Raises
+        ------
+        DataError
+            If a jet has no flavour: the map depends on it.
+        """
+        if (jets.flavour < 0).any():
+            raise DataError(
+                f"{int((jets.flavour < 0).sum())} jets without flavour label",
+                where=jets.region,
+                expected="labelled simulation: data are never transported",
+            )
+        with torch.no_grad():
+            moved = maps(
+                self.frame.enter(torch.from_numpy(jets.log_probability)),
+                torch.from_numpy(jets.flavour.astype(np.int64)),
+                condition_features(jets.pt_gev, jets.abs_eta),
+            )
+            return replace(jets, log_probability=self.frame.leave(moved).numpy())
+
+
+def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame) -> Calibration:
+    """Gather the results of a derivation whose tasks are all done."""
+    count = derivation.config.bootstraps
+    replicas = [derivation.mixture(f"replica-{index}") for index in range(count)]
+    nominal, bulk = derivation.mixture(), derivation.composition()
+    fractions = torch.stack([replica.fractions for replica in replicas])
+    return Calibration(
+        frame,
+        regions,
+        nominal.maps,
+        bulk.maps,
+        tuple(replica.maps for replica in replicas),
+        derivation.prior,
+        nominal.fractions,
+        bulk.fractions,
+        torch.maximum(fractions.std(0), derivation.fraction_uncertainty()),
+    )
+
+
+def _stored(maps: FlavourMaps, prefix: str) -> dict[str, np.ndarray]:
+    return {f"{prefix}/{name}": value.numpy() for name, value in maps.state_dict().items()}
+
+
+def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) -> list[Path]:
+    """Write ``map.safetensors`` and ``map.json``; returns both paths."""
+    arrays = {
+        "prior/fractions": calibration.prior.fractions.numpy(),
+        "prior/uncertainty": calibration.prior.uncertainty.numpy(),
+        "composition/fractions": calibration.fractions.numpy(),
+        "composition/bulk": calibration.bulk_fractions.numpy(),
+        "composition/uncertainty": calibration.fraction_uncertainty.numpy(),
+    }
+    arrays |= _stored(calibration.nominal, "nominal") | _stored(calibration.stiff, "stiff")
+    for index, maps in enumerate(calibration.replicas):
+        arrays |= _stored(maps, f"replica-{index}")
+    write_arrays(folder / ARRAYS_NAME, arrays)
+    write_json(
+        folder / DESCRIPTION_NAME,
+        {
+            "format_version": FORMAT_VERSION,
+            "regions": list(calibration.regions),
+            "frame": {"mean": calibration.frame.mean, "scale": calibration.frame.scale},
+            "map": config.model_dump(mode="json"),
+            "replicas": len(calibration.replicas),
+        },
+    )
+    return [folder / ARRAYS_NAME, folder / DESCRIPTION_NAME]
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read what :func:`save_calibration` wrote.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged or of another format version.
+    """
+    described = read_json(folder / DESCRIPTION_NAME)
+    arrays = {name: torch.from_numpy(value) for name, value in read_arrays(folder / ARRAYS_NAME).items()}
+    try:
+        if described["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {described['format_version']}, expected {FORMAT_VERSION}")
+        config = MapConfig.model_validate(described["map"])
+        frame = ScoreFrame(tuple(described["frame"]["mean"]), tuple(described["frame"]["scale"]))
+        width = len(frame.mean)
+
+        def restored(maps: FlavourMaps, prefix: str) -> FlavourMaps:
+            start = prefix + "/"
+            maps.load_state_dict({n.removeprefix(start): v for n, v in arrays.items() if n.startswith(start)})
+            return maps.requires_grad_(False)
+
+        return Calibration(
+            frame,
+            tuple(described["regions"]),
+            restored(build_maps(config, width, CONDITIONS), "nominal"),
+            restored(FlavourMaps(lambda: AffineMap(width, CONDITIONS, config.displacement_scale)), "stiff"),
+            tuple(
+                restored(build_maps(config, width, CONDITIONS), f"replica-{index}")
+                for index in range(described["replicas"])
+            ),
+            CompositionPrior(arrays["prior/fractions"], arrays["prior/uncertainty"]),
+            arrays["composition/fractions"],
+            arrays["composition/bulk"],
+            arrays["composition/uncertainty"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"not a calibration of this version: {error}", where=str(folder)) from error

@@ -1,0 +1,172 @@
+"""Flavour fractions of every region from the bulk of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfcal.config.run import CompositionConfig
+from selfcal.penalty.energy import energy_distance, mean_distance_within
+from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.conditions import CONDITIONS
+from selfcal.transport.kinematics import kinematic_weights
+from selfcal.transport.maps import FlavourMaps
+from selfcal.transport.sample import Sample, simulated_fractions
+
+CONDITION_LENGTH = 0.5
+"""A unit of the condition features counts as half a standard deviation of the scores."""
+
+LEADING_SHARE = 0.15
+"""Share of the leading direction in the null expectation of n D, Σλ_i with D quadratic in
+directions of strength λ_i: with weight 1/(2 λ_1) the leading one counts like a likelihood and
+all others less."""
+
+
+@dataclass(frozen=True)
+class CompositionPrior:
+    """Gaussian prior of the fractions, each (R, F)."""
+
+    fractions: Float[Tensor, "regions flavours"]
+    uncertainty: Float[Tensor, "regions flavours"]
+
+
+class Composition(nn.Module):
+    """Fractions π_rf = softmax_f(ln π0_rf + a_rf) with free a, zero when new."""
+
+    def __init__(self, start: Float[Tensor, "regions flavours"]) -> None:
+        super().__init__()
+        self.register_buffer("log_start", start.clamp_min(1e-6).log())
+        self.offset = nn.Parameter(torch.zeros_like(start))
+
+    def forward(self) -> Float[Tensor, "regions flavours"]:
+        start: Tensor = self.get_buffer("log_start")
+        return torch.softmax(start + self.offset, dim=1)
+
+
+def prior_cost(
+    fractions: Float[Tensor, "regions flavours"], prior: CompositionPrior
+) -> Float[Tensor, ""]:
+    """½ Σ ((π - π0) / σ)²."""
+    return 0.5 * ((fractions - prior.fractions) / prior.uncertainty).square().sum()
+
+
+def distance_features(sample: Sample) -> Float[Tensor, "jets features"]:
+    """Scores and conditions side by side: the space in which region and simulation are compared."""
+    return torch.cat([sample.coordinates, CONDITION_LENGTH * sample.conditions], dim=1)
+
+
+@dataclass(frozen=True)
+class CompositionFit:
+    """Fitted fractions (R, F) and the stiff maps fitted with them."""
+
+    fractions: Float[Tensor, "regions flavours"]
+    maps: FlavourMaps
+
+
+def region_distance(
+    simulation: Sample,
+    data: Sample,
+    maps: FlavourMaps,
+    ratio: Float[Tensor, " flavours"],
+) -> Float[Tensor, ""]:
+    """Energy distance of one region between transported simulation and data.
+
+    Simulated jets of flavour f count by their weight times ``ratio[f]`` = π_f / π_f(simulation).
+    """
+    moved = maps(simulation.coordinates, simulation.flavour, simulation.conditions)
+    x = torch.cat([moved, CONDITION_LENGTH * simulation.conditions], dim=1)
+    weight = simulation.weight * ratio[simulation.flavour]
+    return energy_distance(x, distance_features(data), weight, data.weight)
+
+
+def _minibatch(sample: Sample, size: int, generator: torch.Generator) -> Sample:
+    if len(sample) <= size:
+        return sample
+    return sample.rows(torch.randperm(len(sample), generator=generator)[:size])
+
+
+def _with_data_kinematics(simulation: Sample, data: Sample, regions: int) -> list[tuple[Sample, Sample]]:
+    pairs = []
+    for region in range(regions):
+        sim, obs = simulation.in_region(region), data.in_region(region)
+        factor = kinematic_weights(sim.conditions, obs.conditions, sim.weight, obs.weight)
+        weighted = Sample(
+            sim.coordinates, sim.conditions, sim.flavour, sim.region, sim.event, sim.weight * factor
+        )
+        pairs.append((weighted.rows(weighted.weight != 0), obs.rows(obs.weight != 0)))
+    return pairs
+
+
+def fit_composition(
+    simulation: Sample,
+    data: Sample,
+    prior: CompositionPrior,
+    config: CompositionConfig,
+    map_scale: float,
+    generator: torch.Generator,
+    start: CompositionFit | None = None,
+    steps: int | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+) -> CompositionFit:
+    """Fractions and a stiff affine map per flavour by the energy distance.
+
+    Minimises  Σ_r n_r D_r / (2 s E_r) + ½ Σ ((π - π0)/σ)² + stiffness(T)  with D_r the energy
+    distance of region r after kinematic reweighting, E_r = E|Y - Y'| its expectation
+    under the null times n_r, s = ``LEADING_SHARE`` and n_r = N M / (N + M) of the effective sample sizes. The
+    distance lives in the bulk, where a map cannot trade one flavour for another. The
+    average over the second half of the steps is returned.
+    """
+    regions = len(prior.fractions)
+    steps = config.steps if steps is None else steps
+    pairs = _with_data_kinematics(simulation, data, regions)
+    simulated = simulated_fractions(
+        Sample(*(torch.cat([getattr(p[0], n) for p in pairs]) for n in Sample.__dataclass_fields__)), regions
+    )
+    scales = []
+    for sim, obs in pairs:
+        size = _effective(sim.weight) * _effective(obs.weight) / (_effective(sim.weight) + _effective(obs.weight))
+        some = _minibatch(obs, 1000, generator)
+        scales.append(0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight)))
+    composition = Composition(prior.fractions if start is None else start.fractions)
+    maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, map_scale))
+    if start is not None:
+        maps.load_state_dict(start.maps.state_dict())
+    parameters = [*composition.parameters(), *maps.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.1, 1.0 - step / steps))
+    average = [torch.zeros_like(p) for p in parameters]
+    averaged = 0
+    for step in range(steps):
+        fractions = composition()
+        loss = prior_cost(fractions, prior) + maps.stiffness()
+        for region, (sim, obs) in enumerate(pairs):
+            ratio = fractions[region] / simulated[region].clamp_min(1e-9)
+            distance = region_distance(
+                _minibatch(sim, config.batch_size, generator),
+                _minibatch(obs, config.batch_size, generator),
+                maps,
+                ratio,
+            )
+            loss = loss + scales[region] * distance
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step >= steps // 2:
+            averaged += 1
+            for mean, parameter in zip(average, parameters, strict=True):
+                mean += (parameter.detach() - mean) / averaged
+        progress(step + 1)
+    with torch.no_grad():
+        for mean, parameter in zip(average, parameters, strict=True):
+            parameter.copy_(mean)
+    return CompositionFit(composition().detach(), maps.requires_grad_(False))
+
+
+def _effective(weight: Tensor) -> float:
+    """Effective sample size (Σw)² / Σw²."""
+    return float(weight.sum().square() / weight.square().sum())

@@ -1,0 +1,54 @@
+"""What densities and maps are conditioned on, and the scale on which scores are seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfcal.data.scored import ScoredJets
+from selfcal.transport.simplex import log_probability_from_coordinates, log_ratio_coordinates
+
+CONDITIONS = 2
+"""Number of conditioning features: pT and |eta|."""
+
+
+def condition_features(
+    pt_gev: NDArray[np.floating], abs_eta: NDArray[np.floating]
+) -> Float[Tensor, "jets conditions"]:
+    """(ln(pT / 45 GeV) / 0.5, (|eta| - 1) / 0.7): of order one for b-tagging jets, (N, 2) float64."""
+    log_pt = np.log(np.asarray(pt_gev, dtype=np.float64) / 45.0) / 0.5
+    eta = (np.asarray(abs_eta, dtype=np.float64) - 1.0) / 0.7
+    return torch.from_numpy(np.stack([log_pt, eta], axis=1))
+
+
+@dataclass(frozen=True)
+class ScoreFrame:
+    """Fixed affine frame u = (z - mean) / scale of the log-ratio coordinates.
+
+    It is derived once from simulation, so that a distance means the same
+    throughout a run, whatever tagger or map is being changed.
+    """
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @classmethod
+    def from_jets(cls, jets: ScoredJets) -> ScoreFrame:
+        """Mean and standard deviation of the coordinates over ``jets``."""
+        z = log_ratio_coordinates(torch.from_numpy(jets.log_probability))
+        return cls(tuple(z.mean(0).tolist()), tuple(z.std(0).tolist()))
+
+    def enter(self, log_probability: Float[Tensor, "jets classes"]) -> Float[Tensor, "jets coordinates"]:
+        """ln p to standardised coordinates."""
+        z = log_ratio_coordinates(log_probability)
+        return (z - z.new_tensor(self.mean)) / z.new_tensor(self.scale)
+
+    def leave(self, coordinates: Float[Tensor, "jets coordinates"]) -> Float[Tensor, "jets classes"]:
+        """Standardised coordinates to ln p."""
+        mean, scale = coordinates.new_tensor(self.mean), coordinates.new_tensor(self.scale)
+        return log_probability_from_coordinates(coordinates * scale + mean)

@@ -1,0 +1,114 @@
+"""The contract of every calibration map, and the maps of all flavours together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from selfcal.config.run import MapConfig
+from selfcal.data.flavours import FLAVOURS
+
+
+class CalibrationMap(nn.Module, ABC):
+    """A map T(u | c) from simulation to data, the identity when new.
+
+    u are standardised log-ratio coordinates (N, D), c the conditions (N, C);
+    everything is float64.
+    """
+
+    @abstractmethod
+    def forward(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        """T(u | c): a simulated jet as it would look in data."""
+
+    @abstractmethod
+    def inverse_and_log_det(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        """T⁻¹(u | c) and ln |det ∂T⁻¹/∂u|: what the likelihood of data needs."""
+
+    def inverse(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        """T⁻¹(u | c)."""
+        return self.inverse_and_log_det(coordinates, conditions)[0]
+
+    def log_abs_det_jacobian(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, " jets"]:
+        """ln |det ∂T/∂u| at u."""
+        return -self.inverse_and_log_det(self(coordinates, conditions), conditions)[1]
+
+    def displacement(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, " jets"]:
+        """Squared distance |T(u) - u|² by which each jet is moved."""
+        return (self(coordinates, conditions) - coordinates).square().sum(1)
+
+    @abstractmethod
+    def stiffness(self) -> Float[Tensor, ""]:
+        """Minus the log of the Gaussian prior on the map's own parameters, up to a constant."""
+
+
+class IdentityMap(CalibrationMap):
+    """T(u) = u: the uncalibrated simulation."""
+
+    def forward(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        return coordinates
+
+    def inverse_and_log_det(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        return coordinates, coordinates.new_zeros(len(coordinates))
+
+    def stiffness(self) -> Float[Tensor, ""]:
+        return torch.zeros((), dtype=torch.float64)
+
+
+class FlavourMaps(nn.Module):
+    """One map per flavour, in ``FLAVOURS`` order."""
+
+    def __init__(self, build: Callable[[], CalibrationMap]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList([build() for _ in FLAVOURS]).double()
+
+    def of(self, flavour: int) -> CalibrationMap:
+        """The map of one flavour."""
+        chosen = self.maps[flavour]
+        assert isinstance(chosen, CalibrationMap)
+        return chosen
+
+    def forward(
+        self,
+        coordinates: Float[Tensor, "jets coordinates"],
+        flavour: Int[Tensor, " jets"],
+        conditions: Float[Tensor, "jets conditions"],
+    ) -> Float[Tensor, "jets coordinates"]:
+        """Every jet through the map of its own flavour."""
+        moved = coordinates.clone()
+        for index in range(len(FLAVOURS)):
+            rows = (flavour == index).nonzero().squeeze(1)
+            if len(rows):
+                moved = moved.index_copy(0, rows, self.of(index)(coordinates[rows], conditions[rows]))
+        return moved
+
+    def stiffness(self) -> Float[Tensor, ""]:
+        """Sum of the stiffness of all flavours."""
+        return torch.stack([self.of(index).stiffness() for index in range(len(FLAVOURS))]).sum()
+
+
+def build_maps(config: MapConfig, coordinates: int, conditions: int) -> FlavourMaps:
+    """The maps that a configuration asks for, as identities."""
+    from selfcal.transport.flow_map import FlowMap, nflows_couplings, zuko_couplings
+
+    if config.family == "identity":
+        return FlavourMaps(IdentityMap)
+    couplings = {"zuko": zuko_couplings, "nflows": nflows_couplings}[config.library]
+    return FlavourMaps(lambda: FlowMap(coordinates, conditions, config, couplings))
