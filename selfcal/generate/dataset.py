@@ -31,7 +31,7 @@ class GenerateRequest:
 
     Attributes
     ----------
-    dataset : name, part of every jet's key.
+    name : of the dataset, part of every jet's key.
     process : one of the processes of :mod:`selfcal.generate.processes`.
     n_jets : jets in the file.
     seed : of generator and detector.
@@ -40,7 +40,7 @@ class GenerateRequest:
     is_data : pseudo-data: no label fields, no track truth, the truth in a dataset of its own.
     """
 
-    dataset: str
+    name: str
     process: str
     n_jets: int
     seed: int
@@ -53,7 +53,7 @@ class GenerateRequest:
         ordered_settings(process, self.pythia_settings)
         if self.n_jets < 1:
             raise ConfigError(
-                f"n_jets is {self.n_jets}", where=f"generate, dataset '{self.dataset}'", expected="at least 1"
+                f"n_jets is {self.n_jets}", where=f"generate, dataset '{self.name}'", expected="at least 1"
             )
 
 
@@ -127,14 +127,14 @@ def _detected(
         if position == len(plan):
             lacking = math.ceil(1.2 * (request.n_jets - found)) + 20
             plan = [*plan, *chunk_plan(request, len(plan), lacking)]
-            ensure_chunks(plan[position:], cache, workers, lambda task: None)
+            ensure_chunks(plan[position:], cache, workers)
         task = plan[position]
         truth = load_chunk(task, cache)
         if truth is None:
-            ensure_chunks([task], cache, workers, lambda task: None)
+            ensure_chunks([task], cache, workers)
             continue
-        seed = zlib.crc32(f"{request.dataset}/{request.seed}/{task.chunk}".encode())
-        detected = simulate(truth, request.detector, pool, dataset=request.dataset, seed=seed)
+        seed = zlib.crc32(f"{request.name}/{request.seed}/{task.chunk}".encode())
+        detected = simulate(truth, request.detector, pool, dataset=request.name, seed=seed)
         kept = np.arange(min(len(detected.jets), request.n_jets - found))
         parts.append(detected.jets.select(kept))
         rows = detected.truth_row[kept]

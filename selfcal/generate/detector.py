@@ -54,17 +54,13 @@ def simulate(
     streams = {
         "generator": charged,
         "material": join([material_products(truth, charged, detector.material_scale, seed)]),
-        "pileup": join(
-            [overlay(pool, truth.event, eta, phi, detector.pileup_mu, CONE_RADIUS, seed)]
-        ),
+        "pileup": join([overlay(pool, truth.event, eta, phi, detector.pileup_mu, CONE_RADIUS, seed)]),
     }
     measured = [reconstruct(c, eta, phi, detector, seed, name) for name, c in streams.items()]
     found = np.bincount(np.concatenate([m.jet for m in measured]), minlength=len(truth))
     measured.append(fakes(found, eta, phi, detector.fake_rate_scale, seed))
     kept = (pt > RECONSTRUCTED_PT_MIN_GEV) & (np.abs(eta) < RECONSTRUCTED_ABS_ETA_MAX)
-    return DetectedJets(
-        _packed(truth, pt, eta, measured, dataset).select(kept), np.flatnonzero(kept)
-    )
+    return DetectedJets(_packed(truth, pt, eta, measured, dataset).select(kept), np.flatnonzero(kept))
 
 
 def _packed(

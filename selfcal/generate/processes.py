@@ -161,10 +161,10 @@ def start_pythia(process: Process, pythia_settings: tuple[str, ...], pythia_seed
             expected="the `generate` extra",
             fix="pip install 'selfcal[generate]'",
         ) from error
-    pythia = pythia8mc.Pythia("", False)
+    pythia = pythia8mc.Pythia(xmlDir="", printBanner=False)
     seed = ("Random:setSeed = on", f"Random:seed = {pythia_seed}")
     for setting in (*ordered_settings(process, pythia_settings), *seed):
-        if not pythia.readString(setting, False):
+        if not pythia.readString(setting, warn=False):
             raise ConfigError(
                 f"Pythia does not accept '{setting}'",
                 where="generate.pythia_settings",

@@ -60,9 +60,7 @@ class TruthJets:
 
 
 PARTICLE_ARRAYS = ("momentum", "position", "charge", "pdg", "origin", "vertex")
-JET_ARRAYS = tuple(
-    f.name for f in fields(TruthJets) if f.name not in PARTICLE_ARRAYS and f.name != "offsets"
-)
+JET_ARRAYS = tuple(f.name for f in fields(TruthJets) if f.name not in PARTICLE_ARRAYS and f.name != "offsets")
 
 
 def concatenate(parts: Sequence[TruthJets]) -> TruthJets:
@@ -84,4 +82,5 @@ def ranges(starts: NDArray[np.integer], counts: NDArray[np.integer]) -> NDArray[
     """All integers of the ranges [start, start + count), one range after the other."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+    rows: NDArray[np.int64] = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    return rows

@@ -38,9 +38,7 @@ def charged_candidates(truth: TruthJets, material_scale: float, seed: int) -> Ca
     )  # fmt: skip
 
 
-def material_products(
-    truth: TruthJets, charged: Candidates, material_scale: float, seed: int
-) -> Candidates:
+def material_products(truth: TruthJets, charged: Candidates, material_scale: float, seed: int) -> Candidates:
     """Electron pairs of converted photons and prongs of hadronic interactions, each with its own vertex."""
     pairs = _conversions(truth, material_scale, seed)
     prongs = _interaction_prongs(charged, seed)
@@ -109,11 +107,12 @@ def _interaction_prongs(charged: Candidates, seed: int) -> _Products:
 def _path_to(
     momentum: NDArray[np.float64], position: NDArray[np.float64], radius_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Transverse straight path length (mm) from ``position`` to a cylinder around the beam; the bend is left out."""
+    """Transverse path length (mm) from ``position`` to a cylinder around the beam; the bend is left out."""
     direction = momentum[:, :2] / np.hypot(*momentum[:, :2].T)[:, None]
     along = (position[:, :2] * direction).sum(axis=1)
     beyond = radius_mm**2 - (position[:, :2] ** 2).sum(axis=1)
-    return -along + np.sqrt(np.maximum(along**2 + beyond, 0.0))
+    path: NDArray[np.float64] = np.sqrt(np.maximum(along**2 + beyond, 0.0)) - along
+    return path
 
 
 def _crossing_layer(
@@ -133,9 +132,7 @@ def _crossing_layer(
     return layer, _path_to(momentum, position, stop)
 
 
-def _new_vertices(
-    truth: TruthJets, jet: NDArray[np.int64], source: NDArray[np.int64]
-) -> NDArray[np.int16]:
+def _new_vertices(truth: TruthJets, jet: NDArray[np.int64], source: NDArray[np.int64]) -> NDArray[np.int16]:
     """Vertex numbers after those of the generator, one per ``source``."""
     highest = np.zeros(len(truth), dtype=np.int64)
     np.maximum.at(highest, np.repeat(np.arange(len(truth)), np.diff(truth.offsets)), truth.vertex)

@@ -18,33 +18,37 @@ class DetectorParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    d0_core_scale: float = Field(1.0, gt=0.2, lt=5.0, description="scale of the d0 resolution core")
-    z0_core_scale: float = Field(1.0, gt=0.2, lt=5.0, description="scale of the z0 resolution core")
+    d0_core_scale: float = Field(default=1.0, gt=0.2, lt=5.0, description="scale of the d0 resolution core")
+    z0_core_scale: float = Field(default=1.0, gt=0.2, lt=5.0, description="scale of the z0 resolution core")
     tail_fraction_scale: float = Field(
-        1.0, ge=0.0, lt=8.0, description="scale of the fractions of badly measured tracks"
+        default=1.0, ge=0.0, lt=8.0, description="scale of the fractions of badly measured tracks"
     )
-    d0_bias_mm: float = Field(0.0, gt=-0.2, lt=0.2, description="weak mode: common d0 offset, mm")
-    z0_bias_mm: float = Field(0.0, gt=-0.5, lt=0.5, description="weak mode: common z0 offset, mm")
+    d0_bias_mm: float = Field(default=0.0, gt=-0.2, lt=0.2, description="weak mode: common d0 offset, mm")
+    z0_bias_mm: float = Field(default=0.0, gt=-0.5, lt=0.5, description="weak mode: common z0 offset, mm")
     efficiency_shift: float = Field(
-        0.0, gt=-0.5, lt=0.1, description="added to the tracking efficiency of every track"
+        default=0.0, gt=-0.5, lt=0.1, description="added to the tracking efficiency of every track"
     )
     dense_core_loss_scale: float = Field(
-        1.0, ge=0.0, lt=8.0, description="scale of the efficiency loss next to another track"
+        default=1.0, ge=0.0, lt=8.0, description="scale of the efficiency loss next to another track"
     )
-    fake_rate_scale: float = Field(1.0, ge=0.0, lt=20.0, description="scale of the rate of fake tracks")
-    pileup_mu: float = Field(40.0, ge=0.0, lt=250.0, description="mean interactions per bunch crossing")
+    fake_rate_scale: float = Field(
+        default=1.0, ge=0.0, lt=20.0, description="scale of the rate of fake tracks"
+    )
+    pileup_mu: float = Field(
+        default=40.0, ge=0.0, lt=250.0, description="mean interactions per bunch crossing"
+    )
     material_scale: float = Field(
-        1.0, ge=0.0, lt=5.0, description="scale of the tracker material (conversions, interactions)"
+        default=1.0, ge=0.0, lt=5.0, description="scale of the tracker material (conversions, interactions)"
     )
     innermost_efficiency_shift: float = Field(
-        0.0, gt=-0.9, lt=0.03, description="added to the hit efficiency of the innermost pixel layer"
+        default=0.0, gt=-0.9, lt=0.03, description="added to the hit efficiency of the innermost pixel layer"
     )
-    jet_energy_scale: float = Field(1.0, gt=0.7, lt=1.3, description="scale of the jet momentum")
+    jet_energy_scale: float = Field(default=1.0, gt=0.7, lt=1.3, description="scale of the jet momentum")
     jet_energy_resolution_scale: float = Field(
-        1.0, ge=0.0, lt=4.0, description="scale of the jet momentum resolution"
+        default=1.0, ge=0.0, lt=4.0, description="scale of the jet momentum resolution"
     )
     momentum_resolution_scale: float = Field(
-        1.0, gt=0.1, lt=5.0, description="scale of the track momentum resolution"
+        default=1.0, gt=0.1, lt=5.0, description="scale of the track momentum resolution"
     )
 
 

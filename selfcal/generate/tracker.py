@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.data.jets import TRACK_FIELDS
+from selfcal.data.jets import ORIGINS, TRACK_FIELDS
 from selfcal.generate import resolution
 from selfcal.generate.candidates import Candidates, nearest_neighbour, random_stream
 from selfcal.generate.theta import DetectorParameters
@@ -116,7 +116,11 @@ def hits_of(
 
 
 def efficiency_of(
-    pt_gev: Floats, eta: Floats, is_electron: NDArray[np.bool_], crowding: Floats, detector: DetectorParameters
+    pt_gev: Floats,
+    eta: Floats,
+    is_electron: NDArray[np.bool_],
+    crowding: Floats,
+    detector: DetectorParameters,
 ) -> Floats:
     """Probability to reconstruct a track with enough hits.
 
@@ -193,12 +197,14 @@ class _Estimate:
 
     @classmethod
     def of(cls, pt_gev: Floats, sin_theta: Floats, hits: Hits) -> _Estimate:
-        inner, shared = hits.innermost > 0, hits.innermost_shared > 0
-        impact = resolution.impact_sigma_mm
+        def impact(a_mm: float, b_mm_gev: float) -> Floats:
+            inner, shared = hits.innermost > 0, hits.innermost_shared > 0
+            return resolution.impact_sigma_mm(pt_gev, sin_theta, a_mm, b_mm_gev, inner, shared)
+
         return cls(
             hits,
-            impact(pt_gev, sin_theta, resolution.D0_ASYMPTOTIC_MM, resolution.D0_SCATTERING_MM_GEV, inner, shared),
-            impact(pt_gev, sin_theta, resolution.Z0_ASYMPTOTIC_MM, resolution.Z0_SCATTERING_MM_GEV, inner, shared),
+            impact(resolution.D0_ASYMPTOTIC_MM, resolution.D0_SCATTERING_MM_GEV),
+            impact(resolution.Z0_ASYMPTOTIC_MM, resolution.Z0_SCATTERING_MM_GEV),
             resolution.phi_sigma(pt_gev),
             resolution.theta_sigma(pt_gev, sin_theta),
         )
@@ -259,9 +265,7 @@ def fakes(
     fake_rate_scale: float,
     seed: int,
 ) -> Measured:
-    """Wrong combinations of hits: 0.05 + 0.006 n_tracks per jet, soft, few hits, hardly any impact resolution."""
-    from selfcal.data.jets import ORIGINS
-
+    """Wrong combinations of hits: 0.05 + 0.006 n_tracks per jet; soft, few hits, far from the vertex."""
     rng = random_stream(seed, "fakes")
     count = rng.poisson(fake_rate_scale * (0.05 + 0.006 * tracks_in_jet))
     jet = np.repeat(np.arange(len(count)), count)

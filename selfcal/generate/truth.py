@@ -192,9 +192,7 @@ def _labels(
     leptonic[batch.mother[(abs_pdg == 11) | (abs_pdg == 13)]] = True
     decayed = (batch.status < 0) & (abs_pdg[batch.daughter] != abs_pdg)
     pt = np.hypot(batch.momentum[:, 0], batch.momentum[:, 1])
-    rows = np.flatnonzero(
-        decayed & (is_b | is_c | (is_tau & ~leptonic)) & (pt > LABEL_PT_MIN_GEV)
-    )
+    rows = np.flatnonzero(decayed & (is_b | is_c | (is_tau & ~leptonic)) & (pt > LABEL_PT_MIN_GEV))
     eta, phi, hadron_pt = eta_phi_pt(batch.momentum[rows])
     jet = nearest_in_event(
         batch.event[rows], eta, phi, jet_event, jet_eta, jet_phi, len(batch.starts), LABEL_RADIUS
@@ -213,7 +211,7 @@ def _labels(
 def _vertex_index(
     jet: NDArray[np.int64], position: NDArray[np.float64], secondary: NDArray[np.bool_]
 ) -> NDArray[np.int16]:
-    """Production vertices numbered within each jet, 0 for primary particles, positions equal to 1 um merged."""
+    """Production vertices numbered within each jet; 0 for primary particles, equal to 1 um means the same."""
     index = np.zeros(len(jet), dtype=np.int16)
     rows = np.flatnonzero(secondary)
     if not len(rows):

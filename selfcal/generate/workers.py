@@ -61,7 +61,8 @@ class ChunkTask:
 
     def path(self, cache: Path) -> Path:
         """Where the chunk is kept."""
-        return cache / "truth" / f"{self.process}-{self.sample_digest()[:16]}" / f"{self.chunk:05d}.safetensors"
+        sample = f"{self.process}-{self.sample_digest()[:16]}"
+        return cache / "truth" / sample / f"{self.chunk:05d}.safetensors"
 
     def pythia_seed(self) -> int:
         """1 to 900,000,000, from the digest and the chunk number."""
@@ -130,7 +131,10 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def ensure_chunks(
-    tasks: Sequence[ChunkTask], cache: Path, workers: int, done: Callable[[ChunkTask], None]
+    tasks: Sequence[ChunkTask],
+    cache: Path,
+    workers: int,
+    done: Callable[[ChunkTask], None] | None = None,
 ) -> None:
     """Generate the chunks that the cache lacks; ``done`` is called once per task, cached or new.
 
@@ -145,7 +149,7 @@ def ensure_chunks(
     for task in tasks:
         if load_chunk(task, cache) is None:
             missing.append(task)
-        else:
+        elif done:
             done(task)
     if not missing:
         return
@@ -154,7 +158,8 @@ def ensure_chunks(
         try:
             for future in as_completed(futures):
                 store_chunk(futures[future], future.result(), cache)
-                done(futures[future])
+                if done:
+                    done(futures[future])
         except BrokenProcessPool as error:
             raise DataError(
                 "a generator process ended unexpectedly",
