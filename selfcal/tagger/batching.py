@@ -1,0 +1,129 @@
+"""Batches of jets with similar numbers of tracks, reshuffled in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfcal.data.jets import Jets
+from selfcal.tagger.inputs import Normalisation, TaggerInputs, compute_features
+
+
+@dataclass(frozen=True)
+class JetBatch:
+    """B jets, padded to the L tracks of the longest.
+
+    Attributes
+    ----------
+    tracks : (B, L, F) float32, zero where padded
+    valid : (B, L) bool, False where padded
+    jet : (B, J) float32
+    flavour : (B,) int64, -1 where unlabelled
+    origin : (B, L) int64, -1 where padded or unknown
+    weight : (B,) float32
+    """
+
+    tracks: Float[Tensor, "jets tracks features"]
+    valid: Bool[Tensor, "jets tracks"]
+    jet: Float[Tensor, "jets jet_features"]
+    flavour: Int[Tensor, " jets"]
+    origin: Int[Tensor, "jets tracks"]
+    weight: Float[Tensor, " jets"]
+
+    def __len__(self) -> int:
+        return len(self.jet)
+
+
+@dataclass(frozen=True)
+class TensorJets:
+    """Normalised inputs and labels of N jets with T tracks, packed as in ``Jets``."""
+
+    tracks: Float[Tensor, "all_tracks features"]
+    offsets: Int[Tensor, " jets_plus_one"]
+    jet: Float[Tensor, "jets jet_features"]
+    flavour: Int[Tensor, " jets"]
+    origin: Int[Tensor, " all_tracks"]
+    weight: Float[Tensor, " jets"]
+
+    def __len__(self) -> int:
+        return len(self.jet)
+
+    @property
+    def n_tracks(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets.numpy())
+
+    def batch(self, index: NDArray[np.int64]) -> JetBatch:
+        """The jets ``index`` (B,) as one padded batch, in that order."""
+        chosen = torch.from_numpy(index)
+        start = self.offsets[chosen]
+        counts = self.offsets[chosen + 1] - start
+        longest = int(counts.max()) if len(index) else 0
+        position = torch.arange(longest)
+        valid = position < counts[:, None]
+        rows = torch.where(valid, start[:, None] + position, 0)
+        return JetBatch(
+            tracks=self.tracks[rows] * valid[..., None],
+            valid=valid,
+            jet=self.jet[chosen],
+            flavour=self.flavour[chosen],
+            origin=torch.where(valid, self.origin[rows], -1),
+            weight=self.weight[chosen],
+        )
+
+
+def to_tensors(jets: Jets, inputs: TaggerInputs, normalisation: Normalisation) -> TensorJets:
+    """Compute and normalise the inputs of ``jets`` (errors as ``compute_features``)."""
+    features = normalisation.apply(compute_features(jets, inputs))
+    return TensorJets(
+        tracks=torch.from_numpy(features.track),
+        offsets=torch.from_numpy(jets.track_offsets.astype(np.int64)),
+        jet=torch.from_numpy(features.jet),
+        flavour=torch.from_numpy(jets.flavour.astype(np.int64)),
+        origin=torch.from_numpy(jets.track_origin.astype(np.int64)),
+        weight=torch.from_numpy(jets.weight.astype(np.float32)),
+    )
+
+
+def join(parts: Sequence[TensorJets]) -> TensorJets:
+    """All jets of ``parts``, in order."""
+    lengths = torch.cat([torch.diff(part.offsets) for part in parts])
+    return TensorJets(
+        tracks=torch.cat([part.tracks for part in parts]),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        jet=torch.cat([part.jet for part in parts]),
+        flavour=torch.cat([part.flavour for part in parts]),
+        origin=torch.cat([part.origin for part in parts]),
+        weight=torch.cat([part.weight for part in parts]),
+    )
+
+
+def epoch_batches(
+    n_tracks: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int, bucket: int = 16
+) -> list[NDArray[np.int64]]:
+    """Indices of the batches of one epoch; every jet occurs once.
+
+    All jets are shuffled, each run of ``bucket`` batches is sorted by number of
+    tracks and cut, and the batches are shuffled again: little padding, yet new
+    batch members in every epoch. The order depends on (seed, epoch) alone, so that
+    a resumed training needs no other state to continue with the same batches.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(n_tracks))
+    batches: list[NDArray[np.int64]] = []
+    for first in range(0, len(order), bucket * batch_size):
+        chunk = order[first : first + bucket * batch_size]
+        chunk = chunk[np.argsort(n_tracks[chunk], kind="stable")]
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def sorted_batches(n_tracks: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """All jets in order of their number of tracks, for evaluation."""
+    order = np.argsort(n_tracks, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

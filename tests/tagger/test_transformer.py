@@ -1,0 +1,97 @@
+"""The score of a jet depends on its tracks as a set, and on nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from selfcal.config.run import TaggerConfig
+from selfcal.tagger.batching import to_tensors
+from selfcal.tagger.bundle import build_tagger
+from selfcal.tagger.inputs import Normalisation, TaggerInputs, common_inputs, compute_features
+
+COUNTS = [3, 0, 200, 8, 8, 1, 25]
+
+
+@pytest.fixture
+def model_and_jets(make_jets):
+    jets = make_jets(COUNTS)
+    inputs = common_inputs([jets])
+    tensors = to_tensors(jets, inputs, Normalisation.measure([compute_features(jets, inputs)]))
+    return build_tagger(TaggerConfig(), inputs, seed=4).eval(), tensors
+
+
+def _scores(model, batch):
+    with torch.no_grad():
+        return model(batch).logits.log_softmax(dim=1)
+
+
+def test_default_size(model_and_jets):
+    assert 80_000 < sum(p.numel() for p in model_and_jets[0].parameters()) < 150_000
+
+
+def test_permutation_of_tracks_leaves_the_scores(model_and_jets):
+    model, tensors = model_and_jets
+    batch = tensors.batch(np.array([3]))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    shuffled = replace(batch, tracks=batch.tracks[:, order], origin=batch.origin[:, order])
+    with torch.no_grad():
+        a, b = model(batch), model(shuffled)
+    torch.testing.assert_close(a.logits, b.logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(a.origin_logits[:, order], b.origin_logits, atol=1e-5, rtol=0)
+
+
+def test_scores_depend_on_the_tracks(model_and_jets):
+    model, tensors = model_and_jets
+    batch = tensors.batch(np.array([3]))
+    moved = replace(batch, tracks=batch.tracks + 0.1)
+    assert (_scores(model, batch) - _scores(model, moved)).abs().max() > 1e-4
+
+
+def test_padding_is_never_seen(model_and_jets):
+    """Whatever stands in padded places changes nothing."""
+    model, tensors = model_and_jets
+    batch = tensors.batch(np.array([0, 3]))
+    garbage = batch.tracks.clone()
+    garbage[~batch.valid] = 1e3
+    a, b = _scores(model, batch), _scores(model, replace(batch, tracks=garbage))
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_a_jet_has_the_same_score_in_any_batch(model_and_jets):
+    model, tensors = model_and_jets
+    together = _scores(model, tensors.batch(np.arange(len(COUNTS))))
+    for jet in range(len(COUNTS)):
+        alone = _scores(model, tensors.batch(np.array([jet])))
+        torch.testing.assert_close(together[jet : jet + 1].exp(), alone.exp(), atol=1e-6, rtol=0)
+
+
+def test_jets_without_tracks_and_with_many_have_finite_scores_and_gradients(model_and_jets):
+    model, tensors = model_and_jets
+    for index in ([1], [2], [1, 2]):
+        model.zero_grad()
+        output = model(tensors.batch(np.array(index)))
+        assert output.origin_logits.shape == (len(index), 0 if index == [1] else 200, 8)
+        output.logits.logsumexp(dim=1).sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients
+        assert all(bool(g.isfinite().all()) for g in gradients)
+
+
+def test_the_gradient_of_a_jet_does_not_reach_its_neighbours(model_and_jets):
+    model, tensors = model_and_jets
+    batch = tensors.batch(np.array([0, 3, 4]))
+    tracks = batch.tracks.clone().requires_grad_()
+    model(replace(batch, tracks=tracks)).logits[1].logsumexp(0).backward()
+    assert bool(tracks.grad[1].abs().sum() > 0)
+    assert not tracks.grad[[0, 2]].any()
+
+
+def test_same_seed_same_weights():
+    inputs = TaggerInputs(("d0", "deta"))
+    a, b, c = (build_tagger(TaggerConfig(), inputs, seed=s) for s in (1, 1, 2))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
