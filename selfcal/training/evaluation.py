@@ -1,0 +1,118 @@
+"""How good a tagger is on labelled jets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfcal.data.flavours import FLAVOURS, LIGHT, B
+from selfcal.tagger.batching import TensorJets, sorted_batches
+from selfcal.tagger.network import FlavourTagger
+from selfcal.tagger.working_points import area_under_curve, efficiency, thresholds
+from selfcal.training.objectives import flavour_loss, origin_loss
+
+EVALUATION_BATCH = 1024
+
+
+def log_probabilities(
+    model: FlavourTagger, jets: TensorJets, *, with_latent: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+    """ln p of the classes, (N, 4) float64, and the latent vectors (N, H) if asked for.
+
+    The softmax is taken in float64: probabilities far below float32's epsilon keep their digits.
+    """
+    was_training = model.training
+    model.eval()
+    result = np.empty((len(jets), len(FLAVOURS)))
+    latent: NDArray[np.float32] | None = None
+    with torch.no_grad():
+        for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
+            output = model(jets.batch(index), with_origin=False)
+            result[index] = output.logits.double().log_softmax(dim=1).numpy()
+            if with_latent:
+                if latent is None:
+                    latent = np.empty((len(jets), output.latent.shape[1]), dtype=np.float32)
+                latent[index] = output.latent.numpy()
+    model.train(was_training)
+    return result, latent
+
+
+def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float]:
+    """Mean flavour and origin cross entropy over all jets."""
+    was_training = model.training
+    model.eval()
+    sums = {"flavour": 0.0, "origin": 0.0}
+    weights = {"flavour": 0.0, "origin": 0.0}
+    with torch.no_grad():
+        for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
+            batch = jets.batch(index)
+            output = model(batch)
+            shares = {"flavour": float(batch.weight.sum()), "origin": float((batch.origin >= 0).sum())}
+            losses = {
+                "flavour": flavour_loss(output.logits, batch.flavour, batch.weight),
+                "origin": origin_loss(output.origin_logits, batch.origin),
+            }
+            for name, share in shares.items():
+                sums[name] += share * float(losses[name])
+                weights[name] += share
+    model.train(was_training)
+    return {name: sums[name] / weights[name] if weights[name] else 0.0 for name in sums}
+
+
+def rejections(
+    discriminant: NDArray[np.float64],
+    flavour: NDArray[np.integer],
+    weight: NDArray[np.float64],
+    working_points: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Threshold and, per background, efficiency and rejection with binomial errors at each working point.
+
+    One row per working point; a background without jets is left out, and a
+    rejection is None where no jet passes.
+    """
+    signal = flavour == B
+    rows: list[dict[str, Any]] = []
+    for point, cut in zip(
+        working_points, thresholds(discriminant[signal], weight[signal], working_points), strict=True
+    ):
+        row: dict[str, Any] = {"working_point": point, "threshold": float(cut)}
+        for index, name in enumerate(FLAVOURS):
+            chosen = flavour == index
+            if not chosen.any():
+                continue
+            passing = efficiency(discriminant[chosen], weight[chosen], float(cut))
+            row[name] = {
+                "efficiency": passing.value,
+                "efficiency_error": passing.error,
+                "rejection": passing.rejection,
+                "rejection_error": passing.rejection_error,
+                "jets": passing.jets,
+            }
+        rows.append(row)
+    return rows
+
+
+def summary(
+    discriminant: NDArray[np.float64], log_probability: NDArray[np.float64], flavour: NDArray[np.integer]
+) -> dict[str, float | None]:
+    """Accuracy, AUC of b against light, and rejections at 70 % b efficiency; None where undefined."""
+    ones = np.ones(len(flavour))
+    b, light = flavour == B, flavour == LIGHT
+    result: dict[str, float | None] = {
+        "accuracy": float((log_probability.argmax(axis=1) == flavour).mean()) if len(flavour) else None,
+        "auc_b_light": None,
+        "charm_rejection_70": None,
+        "light_rejection_70": None,
+    }
+    if b.any() and light.any():
+        result["auc_b_light"] = area_under_curve(discriminant[b], discriminant[light], ones[b], ones[light])
+    if b.any():
+        row = rejections(discriminant, flavour, ones, [0.70])[0]
+        for index, name in ((1, "charm"), (2, "light")):
+            if FLAVOURS[index] in row:
+                result[f"{name}_rejection_70"] = row[FLAVOURS[index]]["rejection"]
+    return result

@@ -1,0 +1,82 @@
+"""The losses equal slow readable twins, and are defined where there is nothing to learn from."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from selfcal.tagger.batching import JetBatch
+from selfcal.tagger.network import TaggerOutput
+from selfcal.training.objectives import balanced_flavour_weights, flavour_loss, origin_loss, tagger_loss
+
+
+def _slow_origin_loss(logits, origin):
+    """-mean ln softmax(logits)[origin] over all tracks of known origin."""
+    terms = []
+    for jet in range(origin.shape[0]):
+        for track in range(origin.shape[1]):
+            label = int(origin[jet, track])
+            if label >= 0:
+                row = logits[jet, track].tolist()
+                terms.append(math.log(sum(math.exp(x) for x in row)) - row[label])
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def test_origin_loss_equals_its_slow_twin():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, 7, 8, generator=generator, dtype=torch.float64)
+    origin = torch.randint(-1, 8, (5, 7), generator=generator)
+    assert float(origin_loss(logits, origin)) == pytest.approx(_slow_origin_loss(logits, origin), rel=1e-12)
+
+
+@pytest.mark.parametrize("tracks", [0, 3])
+def test_origin_loss_without_any_known_track_is_zero_with_zero_gradient(tracks):
+    logits = torch.zeros(4, tracks, 8, requires_grad=True)
+    loss = origin_loss(logits, torch.full((4, tracks), -1))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not logits.grad.any()
+
+
+def test_flavour_loss_is_the_weighted_mean_over_labelled_jets():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    flavour = torch.tensor([0, 1, -1, 3, 2, 2])
+    weight = torch.tensor([1.0, 2.0, 50.0, 0.5, 1.0, -0.2], dtype=torch.float64)
+    per_flavour = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    total = norm = 0.0
+    for i in (0, 1, 3, 4, 5):
+        w = float(weight[i] * per_flavour[flavour[i]])
+        row = logits[i].tolist()
+        total += w * (math.log(sum(math.exp(x) for x in row)) - row[int(flavour[i])])
+        norm += w
+    assert float(flavour_loss(logits, flavour, weight, per_flavour)) == pytest.approx(total / norm, rel=1e-12)
+
+
+def test_total_is_flavour_plus_weighted_origin():
+    generator = torch.Generator().manual_seed(3)
+    batch = JetBatch(
+        tracks=torch.zeros(2, 3, 1),
+        valid=torch.ones(2, 3, dtype=torch.bool),
+        jet=torch.zeros(2, 2),
+        flavour=torch.tensor([0, 2]),
+        origin=torch.tensor([[0, 1, -1], [2, 7, 3]]),
+        weight=torch.ones(2),
+    )
+    output = TaggerOutput(
+        torch.randn(2, 4, generator=generator), torch.zeros(2, 5), torch.randn(2, 3, 8, generator=generator)
+    )
+    loss = tagger_loss(output, batch, origin_loss_weight=0.5)
+    assert float(loss.total) == pytest.approx(float(loss.flavour) + 0.5 * float(loss.origin), rel=1e-6)
+    assert float(loss.origin) > 0
+    without = tagger_loss(output._replace(origin_logits=None), batch, origin_loss_weight=0.5)
+    assert float(without.total) == float(loss.flavour)
+
+
+def test_balanced_weights_give_every_flavour_the_same_total():
+    flavour = torch.tensor([0] * 10 + [1] * 5 + [2] * 85)
+    weights = balanced_flavour_weights(flavour)
+    totals = np.bincount(flavour.numpy(), weights=weights[flavour].numpy(), minlength=4)
+    np.testing.assert_allclose(totals, [100 / 3, 100 / 3, 100 / 3, 0], rtol=1e-6)

@@ -1,0 +1,127 @@
+"""The train stage on files: what it reads, writes, and refuses; scores of all datasets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from selfcal.config.card import DataCard
+from selfcal.config.run import DataConfig, FitConfig, RunConfig, TaggerConfig, TrainingConfig
+from selfcal.data.flavours import B
+from selfcal.data.folds import Fold, fold_of
+from selfcal.data.hdf5 import write_jets
+from selfcal.data.score_files import load_scores
+from selfcal.errors import ConfigError, DataError
+from selfcal.run.atomic import read_arrays
+from selfcal.run.context import RunContext
+from selfcal.run.directory import RunDirectory
+from selfcal.tagger.bundle import load_bundle
+from selfcal.tagger.discriminants import discriminant_b
+from selfcal.training.samples import for_validation, read_card, training_fold
+from selfcal.training.scores_stage import score_datasets
+from selfcal.training.scoring import score_jets
+from selfcal.training.stage import run_train
+
+
+@pytest.fixture
+def context(make_jets, tmp_path):
+    cards = []
+    for seed, (name, role, use, region) in enumerate(
+        [
+            ("sim_a", "simulation", "control", "a"),
+            ("sim_b", "simulation", "control", "b"),
+            ("sim_v", "simulation", "validation", "v"),
+            ("truth_a", "simulation", "truth", "a"),
+            ("data_a", "data", "control", "a"),
+        ]
+    ):
+        jets = make_jets(5, jets=900 if region == "a" else 300, seed=seed)
+        pairs = np.arange(len(jets)) // 2
+        jets = replace(jets, dataset=name, event=pairs, weight=np.linspace(0.01, 9, len(jets)))
+        write_jets(tmp_path / f"{name}.h5", jets, labels=role == "simulation")
+        composition = {"composition": {}} if role == "data" else {}
+        cards.append(
+            DataCard(name=name, role=role, region=region, use=use, files=(f"{name}.h5",), **composition)
+        )
+    config = RunConfig(
+        name="test",
+        data=DataConfig(cards=("unused.yaml",), pt_gev_min=30.0, pt_gev_max=200.0, abs_eta_max=2.0),
+        tagger=TaggerConfig(width=16, layers=1, heads=2, feedforward_width=16, latent=8),
+        training=TrainingConfig(epochs=4, batch_size=64, learning_rate=5e-3),
+        fit=FitConfig(working_point_region="a", working_points=(0.6, 0.8)),
+    )
+    return RunContext(config, tuple(cards), RunDirectory(tmp_path / "run"), data_root=tmp_path)
+
+
+def test_jets_are_in_range_in_the_train_fold_and_of_weight_one(context):
+    samples = training_fold(context)
+    assert [jets.dataset for jets in samples] == ["sim_a", "sim_b"]
+    for jets in samples:
+        assert (jets.pt_gev >= 30).all()
+        assert (jets.pt_gev < 200).all()
+        assert (jets.abs_eta < 2).all()
+        assert (fold_of(jets, context.config.data.simulation_folds) == Fold.TRAIN).all()
+        assert (jets.weight == 1).all()
+
+
+def test_validation_takes_whole_events_of_about_the_fraction(make_jets):
+    jets = make_jets([1] * 8000)
+    jets = replace(jets, event=np.arange(8000) // 2)
+    taken = for_validation(jets, 0.2)
+    np.testing.assert_array_equal(taken[0::2], taken[1::2])
+    assert taken.mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_outputs_say_what_the_saved_tagger_does(context):
+    written = run_train(context)
+    assert all(path.is_file() for path in written)
+    bundle = load_bundle(context.directory.checkpoints / "tagger")
+    metrics = json.loads((context.directory.results / "tagger_metrics.json").read_text())
+    assert [row["working_point"] for row in metrics["working_points"]] == [0.6, 0.8]
+    card = context.cards[0]
+    (jets,) = read_card(context, card, with_labels=True)
+    jets = jets.select(fold_of(jets, context.config.data.simulation_folds) == Fold.MEASURE)
+    discriminant = discriminant_b(score_jets(bundle, jets)[0])
+    signal = jets.flavour == B
+    for row in metrics["working_points"]:
+        passed = discriminant >= row["threshold"]
+        assert row["b"]["efficiency"] == pytest.approx(passed[signal].mean())
+        assert passed[signal].mean() == pytest.approx(row["working_point"], abs=1.01 / signal.sum())
+        assert row["light"]["efficiency"] == pytest.approx(passed[jets.flavour == 2].mean())
+    curves = read_arrays(context.directory.results / "roc.safetensors")
+    assert {name.rsplit("_", 1)[0] for name in curves} == {"c", "light", "tau"}
+    assert (np.diff(curves["light_background"]) >= 0).all()
+    assert metrics["summary"]["auc_b_light"] > 0.9
+
+
+def test_only_control_and_validation_simulation_keep_their_labels(context):
+    run_train(context)
+    bundle = load_bundle(context.directory.checkpoints / "tagger")
+    paths = score_datasets(context, bundle, context.directory.path / "scores")
+    assert [path.stem for path in paths] == [card.name for card in context.cards]
+    for path, card in zip(paths, context.cards, strict=True):
+        labelled = card.role == "simulation" and card.use != "truth"
+        scored = load_scores(path, card.region)
+        (jets,) = read_card(context, card, with_labels=labelled)
+        np.testing.assert_array_equal(scored.flavour, jets.flavour)
+        assert (scored.flavour >= 0).all() == labelled
+        assert (scored.flavour < 0).all() == (not labelled)
+        np.testing.assert_array_equal(scored.pt_gev, jets.pt_gev)
+        np.testing.assert_array_equal(np.unique(scored.event), np.arange(len(np.unique(jets.event))))
+        expected = fold_of(jets, context.config.data.folds_for(card.role))
+        np.testing.assert_array_equal(scored.fold, expected)
+
+
+def test_the_working_point_region_must_be_simulated(context):
+    wrong = context.config.model_copy(update={"fit": FitConfig(working_point_region="nowhere")})
+    with pytest.raises(ConfigError, match="nowhere"):
+        run_train(replace(context, config=wrong))
+
+
+def test_no_jets_in_range_is_a_data_error(context):
+    narrow = context.config.data.model_copy(update={"pt_gev_min": 800.0, "pt_gev_max": 801.0})
+    with pytest.raises(DataError, match="no simulated jets"):
+        run_train(replace(context, config=context.config.model_copy(update={"data": narrow})))
