@@ -67,6 +67,12 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"),
 )
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes exactly the text that :class:`_Loader` would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
@@ -120,6 +126,11 @@ def parse_value(text: str, source: str) -> Any:
     """One YAML value, such as the right-hand side of ``--set``."""
     node = _compose(text, source)
     return None if node is None else _Builder(source, {}).build(node, ())
+
+
+def dump_yaml(values: object) -> str:
+    """Plain values as YAML that :func:`parse_document` reads back as the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:

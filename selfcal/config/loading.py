@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -23,6 +22,7 @@ from selfcal.config.document import (
     KeyPath,
     Position,
     dotted,
+    dump_yaml,
     merge_documents,
     read_document,
     set_value,
@@ -330,7 +330,7 @@ def resolved_yaml(loaded: LoadedRun, folder: Path) -> str:
     values["data"]["cards"] = [_relative(path, folder) for path in loaded.card_paths]
     if loaded.data_root is not None:
         values["data"]["root"] = _relative(loaded.data_root, folder)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(values)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -1,0 +1,32 @@
+"""The published JSON Schemas and the models accept and refuse the same files."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+import yaml
+
+from selfcal.config.schema import MODELS, json_schema
+from selfcal.config.shipped import shipped_path
+
+SHIPPED = {"run": "configs", "card": "data_cards", "study": "studies"}
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_shipped_files_satisfy_their_schema(kind):
+    schema = json_schema(kind)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    paths = list(shipped_path(SHIPPED[kind]).rglob("*.yaml"))
+    assert paths
+    for path in paths:
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_both_refuse_an_unknown_key(kind):
+    path = next(shipped_path(SHIPPED[kind]).rglob("*.yaml"))
+    values = yaml.safe_load(path.read_text()) | {"surprise": 1}
+    with pytest.raises(jsonschema.ValidationError, match="surprise"):
+        jsonschema.validate(values, json_schema(kind))
+    with pytest.raises(ValueError, match="surprise"):
+        MODELS[kind].model_validate(values)
