@@ -91,8 +91,8 @@ class TaggerConfig(Configured):
 class TrainingConfig(Configured):
     """Stage 0: the tagger alone, on the train fold of the simulation."""
 
-    epochs: PositiveInt = 15
-    batch_size: PositiveInt = 512
+    epochs: PositiveInt = 12
+    batch_size: PositiveInt = 256
     learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
