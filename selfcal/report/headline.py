@@ -36,7 +36,9 @@ def headline(
     points = [row for row in scale_factors.rows if row.kind == "working_point"]
     measured = sum(row.status == "measured" for row in scale_factors.rows)
     counts = Counter(row.flavour for row in points if row.status == "measured")
-    by_flavour = ", ".join(f"{counts[flavour]} for {flavour}" for flavour in scale_factors.flavours if counts[flavour])
+    by_flavour = ", ".join(
+        f"{counts[flavour]} for {flavour}" for flavour in scale_factors.flavours if counts[flavour]
+    )
     tiles = [
         Tile(
             "Measured scale factors",
@@ -65,8 +67,10 @@ def headline(
     return Headline(
         title=f"Calibration of {scale_factors.tagger}",
         measured=(
-            f"Scale factors (efficiency in data over efficiency in simulation) of {', '.join(scale_factors.flavours)} "
-            f"jets in bins of pT, at the {', '.join(percent(point) for point in sorted(scale_factors.working_points))} "
+            "Scale factors (efficiency in data over efficiency in simulation) of "
+            f"{', '.join(scale_factors.flavours)} "
+            "jets in bins of pT, at the "
+            f"{', '.join(percent(point) for point in sorted(scale_factors.working_points))} "
             "working points and in pseudo-continuous bins of the discriminant."
         ),
         tiles=tuple(tiles),
@@ -124,7 +128,7 @@ def _closure_tile(closure: Closure) -> Tile:
 def _warnings(scale_factors: ScaleFactors) -> list[str]:
     """One sentence per status that is not ``measured``, naming the rows."""
     texts = {
-        "extrapolated": "extrapolated, not measured: their values are an assumption with a widened uncertainty",
+        "extrapolated": "extrapolated, not measured: an assumption with a widened uncertainty",
         "unmeasured": "unmeasured: no region determines them, and no number is given",
     }
     sentences = []

@@ -22,24 +22,28 @@ COMPOSITION = "results/composition.json"
 TAGGER_METRICS = "results/tagger_metrics.json"
 DISCRIMINANTS = "results/discriminants.safetensors"
 ROC_BEFORE_AFTER = "results/roc_before_after.safetensors"
+ROC = "results/roc.safetensors"
+JOINT = "results/joint.json"
 METRICS = "metrics.jsonl"
 CONFIGURATION = "config.resolved.yaml"
 PROVENANCE = "provenance.json"
 
 WRITTEN_BY: dict[str, str] = {
-    SCALE_FACTORS: "fit",
-    AGAINST_TRUTH: "fit",
-    CLOSURE: "fit",
-    FIT: "fit",
-    COMPOSITION: "calibrate",
-    TAGGER_METRICS: "train",
-    DISCRIMINANTS: "fit",
-    ROC_BEFORE_AFTER: "calibrate",
-    METRICS: "train",
-    CONFIGURATION: "run",
-    PROVENANCE: "run",
+    SCALE_FACTORS: "'selfcal fit' writes",
+    AGAINST_TRUTH: "a run writes where the truth is known",
+    CLOSURE: "a run writes where the truth is known",
+    FIT: "'selfcal fit' writes",
+    COMPOSITION: "'selfcal calibrate' writes",
+    TAGGER_METRICS: "'selfcal train' writes",
+    DISCRIMINANTS: "'selfcal fit' writes",
+    ROC_BEFORE_AFTER: "'selfcal calibrate' writes when the joint stage is enabled",
+    ROC: "'selfcal train' writes",
+    JOINT: "'selfcal calibrate' writes when the joint stage is enabled",
+    METRICS: "'selfcal train' writes",
+    CONFIGURATION: "'selfcal run' writes",
+    PROVENANCE: "'selfcal run' writes",
 }
-"""The verb that writes each file, for the sentence about a missing one."""
+"""What writes each file, as the end of the sentence about a missing one."""
 
 
 class Content(BaseModel):
@@ -148,6 +152,7 @@ class CompositionRow(Content):
     flavour: str
     prior: float
     prior_uncertainty: float
+    bulk: float | None = None
     fitted: float
     uncertainty: float
     truth: float | None = None
@@ -168,8 +173,28 @@ class Rejection(Content):
 
 
 class TaggerMetrics(Content):
+    """Rejections as a list of rows, or as one row per working point with a key per flavour."""
+
     rejections: list[Rejection]
-    training: Any = None
+    summary: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_working_points(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "rejections" in content or "working_points" not in content:
+            return content
+        rows = [
+            {
+                "working_point": row.get("working_point"),
+                "flavour": flavour,
+                "rejection": passing.get("rejection"),
+                "error": passing.get("rejection_error"),
+            }
+            for row in content["working_points"]
+            for flavour, passing in row.items()
+            if isinstance(passing, dict)
+        ]
+        return {**content, "rejections": rows}
 
 
 Model = TypeVar("Model", bound=Content)
@@ -194,7 +219,7 @@ class RunFiles:
             raise DataError(
                 f"not in the promised format: {first['msg']}",
                 where=f"{name}, field '{field}'",
-                fix=f"run 'selfcal {WRITTEN_BY[name]}' again",
+                fix="make the file again with this version of selfcal",
             ) from error
 
     def arrays(self, name: str) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from selfcal.report.figures.closure import closure_figure
 from selfcal.report.figures.composition import composition_figure
 from selfcal.report.figures.correlation import correlation_figure
 from selfcal.report.figures.discriminants import discriminant_figure, region_histograms, regions_of
-from selfcal.report.figures.performance import roc_figure, training_figure
+from selfcal.report.figures.performance import roc_figure, trained_roc_figure, training_figure
 from selfcal.report.figures.pulls import nuisance_figure, truth_pull_figure
 from selfcal.report.figures.scale_factors import continuous_figures, working_point_figures
 from selfcal.report.html import PageFigure, PageText, Section
@@ -23,8 +23,10 @@ from selfcal.report.inputs import (
     CONFIGURATION,
     DISCRIMINANTS,
     FIT,
+    JOINT,
     METRICS,
     PROVENANCE,
+    ROC,
     ROC_BEFORE_AFTER,
     TAGGER_METRICS,
     WRITTEN_BY,
@@ -76,7 +78,7 @@ class Chapter:
 
 
 def missing_sentence(what: str, name: str) -> str:
-    return f"{what} left out: {name}, which 'selfcal {WRITTEN_BY[name]}' writes, is not in the run directory."
+    return f"{what} left out: {name}, which {WRITTEN_BY[name]}, is not in the run directory."
 
 
 def slug(name: str) -> str:
@@ -106,7 +108,9 @@ def pull_section(files: RunFiles, scale_factors: ScaleFactors, draw: Draw) -> Se
         [AGAINST_TRUTH],
         lambda: [draw(truth_pull_figure(files.read(AGAINST_TRUTH, AgainstTruth), scale_factors))],
     )
-    chapter.add("Pulls of the nuisance parameters", [FIT], lambda: [draw(nuisance_figure(files.read(FIT, Fit)))])
+    chapter.add(
+        "Pulls of the nuisance parameters", [FIT], lambda: [draw(nuisance_figure(files.read(FIT, Fit)))]
+    )
     chapter.add("Certificate of the fit", [FIT], lambda: _fit_tables(files.read(FIT, Fit)))
     return chapter.close("pulls", "Pulls and quality of the fit")
 
@@ -114,7 +118,11 @@ def pull_section(files: RunFiles, scale_factors: ScaleFactors, draw: Draw) -> Se
 def _fit_tables(fit: Fit) -> Iterable[Table]:
     for name, content, caption in (
         ("table_certificate", fit.certificate, "Certificate of the minimum"),
-        ("table_identifiability", fit.identifiability, "Identifiability: what the data determine, without priors"),
+        (
+            "table_identifiability",
+            fit.identifiability,
+            "Identifiability: what the data determine, without priors",
+        ),
     ):
         if content:
             yield content_table(name, content, f"{caption}.", FIT)
@@ -133,12 +141,13 @@ def closure_section(files: RunFiles, draw: Draw) -> Section:
     return chapter.close(
         "closure",
         "Closure",
-        "Where the flavour of every jet of the pseudo-data is known, the calibrated simulation must give its efficiencies "
+        "Where the flavour of every jet of the pseudo-data is known, the calibrated simulation must give "
+        "its efficiencies "
         "back, per flavour; a held-out region took no part in any fit.",
     )
 
 
-def discriminant_section(files: RunFiles, tagger: str, draw: Draw) -> Section:
+def discriminant_section(files: RunFiles, draw: Draw) -> Section:
     def make() -> Iterable[Content]:
         arrays = files.arrays(DISCRIMINANTS)
         regions = regions_of(arrays)
@@ -146,9 +155,7 @@ def discriminant_section(files: RunFiles, tagger: str, draw: Draw) -> Section:
             raise DataError("no array 'data/<region>'", where=DISCRIMINANTS)
         for number, region in enumerate(regions):
             histograms = region_histograms(arrays, region)
-            yield draw(
-                discriminant_figure(histograms, tagger=tagger, name=f"discriminant_{number}_{slug(region)}")
-            )
+            yield draw(discriminant_figure(histograms, name=f"discriminant_{number}_{slug(region)}"))
 
     chapter = Chapter(files)
     chapter.add("Discriminants", [DISCRIMINANTS], make)
@@ -162,7 +169,10 @@ def composition_section(files: RunFiles, draw: Draw) -> Section:
         yield composition_table(composition)
         if composition.directions:
             yield content_table(
-                "table_directions", composition.directions, "Directions that the data hardly determine.", COMPOSITION
+                "table_directions",
+                composition.directions,
+                "Directions that the data hardly determine.",
+                COMPOSITION,
             )
 
     chapter = Chapter(files)
@@ -174,8 +184,8 @@ def tagger_section(files: RunFiles, tagger: str, draw: Draw) -> Section:
     def rejections() -> Iterable[Content]:
         metrics = files.read(TAGGER_METRICS, TaggerMetrics)
         yield rejection_table(metrics)
-        if metrics.training:
-            yield content_table("table_training", metrics.training, "Training of the tagger.", TAGGER_METRICS)
+        if metrics.summary:
+            yield content_table("table_tagger", metrics.summary, "Summary of the tagger.", TAGGER_METRICS)
 
     chapter = Chapter(files)
     chapter.add(
@@ -183,8 +193,20 @@ def tagger_section(files: RunFiles, tagger: str, draw: Draw) -> Section:
         [ROC_BEFORE_AFTER],
         lambda: [draw(roc_figure(files.arrays(ROC_BEFORE_AFTER), tagger=tagger))],
     )
+    chapter.add(
+        "ROC of the tagger before the joint stage",
+        [ROC],
+        lambda: [draw(trained_roc_figure(files.arrays(ROC), tagger=tagger))],
+    )
     chapter.add("Rejections", [TAGGER_METRICS], rejections)
     chapter.add("Training curve", [METRICS], lambda: [draw(training_figure(files.metrics()))])
+    chapter.add(
+        "Course of the joint stage",
+        [JOINT],
+        lambda: [
+            content_table("table_joint", read_json(files.path / JOINT), "Course of the joint stage.", JOINT)
+        ],
+    )
     return chapter.close("tagger", "Tagger")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 import mplhep
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -82,14 +82,16 @@ class ReportFigure:
 @contextmanager
 def report_style() -> Iterator[None]:
     """Draw with the report's style inside the block; the caller's style is left as it was."""
-    with matplotlib.rc_context({**mplhep.style.ATLAS, **_OVERRIDES}):
+    parameters: Any = {**mplhep.style.ATLAS, **_OVERRIDES}
+    with mpl.rc_context(parameters):
         yield
 
 
 def simulation_label(axes: Axes, right: str = "") -> None:
     """Write "selfcal Simulation" above the axes on the left, ``right`` above them on the right."""
     sizes = (13, 12, 10.5, 8)
-    # the adjustment to an offset text would draw the whole figure once more
+    # else mplhep draws the whole figure, once to be up to date and once for the offset text
+    axes.figure.stale = False
     mplhep.label.exp_label(exp="selfcal", rlabel=right, ax=axes, fontsize=sizes, scilocator_adjust=False)
 
 

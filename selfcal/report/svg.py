@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -12,7 +12,21 @@ from matplotlib.figure import Figure
 from selfcal.report.style import INK, PAPER
 
 _KEPT_ELEMENTS = frozenset(
-    {"svg", "g", "path", "defs", "use", "clipPath", "rect", "text", "tspan", "image", "line", "circle", "pattern"}
+    {
+        "svg",
+        "g",
+        "path",
+        "defs",
+        "use",
+        "clipPath",
+        "rect",
+        "text",
+        "tspan",
+        "image",
+        "line",
+        "circle",
+        "pattern",
+    }
 )
 _GEOMETRY = frozenset({"d", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "transform"})
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?![\de])")
@@ -29,21 +43,21 @@ def inline_svg(figure: Figure, prefix: str, description: str) -> Markup:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ET.fromstring(buffer.getvalue())
     clean = _clean(root, prefix)
     for size in ("width", "height"):
         clean.attrib.pop(size, None)
     clean.set("role", "img")
     clean.set("aria-label", description)
-    return Markup(ElementTree.tostring(clean, encoding="unicode", short_empty_elements=True))
+    return Markup(ET.tostring(clean, encoding="unicode", short_empty_elements=True))
 
 
 def _local(name: str) -> str:
     return name.rsplit("}", 1)[-1]
 
 
-def _clean(element: ElementTree.Element, prefix: str) -> ElementTree.Element:
-    copy = ElementTree.Element(_local(element.tag))
+def _clean(element: ET.Element, prefix: str) -> ET.Element:
+    copy = ET.Element(_local(element.tag))
     copy.text, copy.tail = element.text, element.tail
     for key, value in element.attrib.items():
         name = _local(key)

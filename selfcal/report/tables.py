@@ -81,12 +81,15 @@ def scale_factor_tables(scale_factors: ScaleFactors, against_truth: AgainstTruth
         labels = continuous_bin_labels(scale_factors.working_points)
         first = "WP" if kind == "working_point" else "b eff. [%]"
         columns = (
-            "row", "flavour", first, "pT [GeV]", "|η|", "value", "stat", *groups, "total", "truth", "± truth", "pull",
-            "expected", "status",
+            "row", "flavour", first, "pT [GeV]", "|η|", "value", "stat", *groups, "total", "truth", "± truth",
+            "pull", "expected", "status",
         )  # fmt: skip
-        rows = tuple(_scale_factor_cells(index, row, groups, labels, pulls.get(index)) for index, row in chosen)
+        rows = tuple(
+            _scale_factor_cells(index, row, groups, labels, pulls.get(index)) for index, row in chosen
+        )
         caption = (
-            f"{title}. stat: statistical, then one column per systematic group, total: all together; expected: jets of "
+            f"{title}. stat: statistical, then one column per systematic group, total: all together; "
+            "expected: jets of "
             "this flavour expected to pass; row: place in the file; pull: (value − truth)/σ where compared."
         )
         tables.append(Table(f"table_{kind}", columns, rows, caption, sources, folded))
@@ -146,24 +149,41 @@ def closure_table(closure: Closure) -> Table:
             )
         )
     caption = (
-        "Closure: efficiency in data over efficiency in simulation. Colour: distance from one, in standard deviations "
-        "(statistical; for the calibrated ratio with the map's uncertainty). σ before, σ after: computed from "
+        "Closure: efficiency in data over efficiency in simulation. Colour: distance from one, in "
+        "standard deviations "
+        "(statistical; for the calibrated ratio with the map's uncertainty). σ before, σ after: computed "
+        "from "
         "this row."
     )
     return Table("table_closure", columns, tuple(rows), caption, (CLOSURE,))
 
 
 def composition_table(composition: Composition) -> Table:
-    columns = ("region", "flavour", "prior", "± prior", "fitted", "± fitted", "truth", "(fitted − truth)/σ")
+    columns = (
+        "region",
+        "flavour",
+        "prior",
+        "± prior",
+        "bulk fit",
+        "fitted",
+        "± fitted",
+        "truth",
+        "(fitted − truth)/σ",
+    )
     rows = []
     for row in composition.rows:
-        pull = (row.fitted - row.truth) / row.uncertainty if row.truth is not None and row.uncertainty > 0 else None
+        pull = (
+            (row.fitted - row.truth) / row.uncertainty
+            if row.truth is not None and row.uncertainty > 0
+            else None
+        )
         rows.append(
             (
                 Cell(row.region),
                 Cell(row.flavour),
                 number(row.prior, 4),
                 number(row.prior_uncertainty, 4),
+                number(row.bulk, 4),
                 number(row.fitted, 4, "strong"),
                 number(row.uncertainty, 4),
                 number(row.truth, 4),
@@ -171,7 +191,12 @@ def composition_table(composition: Composition) -> Table:
             )
         )
     return Table(
-        "table_composition", columns, tuple(rows), "Flavour fractions of every region.", (COMPOSITION,), folded=True
+        "table_composition",
+        columns,
+        tuple(rows),
+        "Flavour fractions of every region.",
+        (COMPOSITION,),
+        folded=True,
     )
 
 
@@ -187,7 +212,11 @@ def rejection_table(metrics: TaggerMetrics) -> Table:
         for row in metrics.rejections
     )
     return Table(
-        "table_rejection", columns, rows, "Rejection 1/ε of the trained tagger on simulation.", (TAGGER_METRICS,)
+        "table_rejection",
+        columns,
+        rows,
+        "Rejection 1/ε of the trained tagger on simulation.",
+        (TAGGER_METRICS,),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import hypot
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,8 +53,8 @@ def closure_figure(closure: Closure) -> ReportFigure:
     height = 1.1 + 2.1 * len(regions)
     figure = Figure(figsize=(11, height))
     grid = figure.add_gridspec(
-        len(regions), len(flavours), left=0.065, right=0.985, top=1 - 0.6 / height, bottom=0.55 / height, hspace=0.14,
-        wspace=0.16,
+        len(regions), len(flavours), left=0.065, right=0.985, hspace=0.14, wspace=0.16,
+        top=1 - 0.6 / height, bottom=0.55 / height,
     )  # fmt: skip
     for line, (region, held_out) in enumerate(regions):
         for column, flavour in enumerate(flavours):
@@ -78,8 +79,10 @@ def closure_figure(closure: Closure) -> ReportFigure:
         name="closure",
         figure=figure,
         caption=(
-            "Efficiency in data over efficiency in simulation per region, flavour and working point, before and after "
-            "the calibration. Error bars: statistical, and for the calibrated ratio with the map's uncertainty."
+            "Efficiency in data over efficiency in simulation per region, flavour and working point, "
+            "before and after "
+            "the calibration. Error bars: statistical, and for the calibrated ratio with the map's "
+            "uncertainty."
         ),
         sources=(CLOSURE,),
         description=f"Closure in {len(regions)} regions for {len(flavours)} flavours",
@@ -91,12 +94,18 @@ def _draw_panel(axes: Axes, rows: list[ClosureRow]) -> None:
     for index, row in enumerate(rows):
         error = row.error or 0.0
         if row.ratio_uncalibrated is not None:
-            axes.errorbar(index - 0.12, row.ratio_uncalibrated, error, fmt="o", mfc="none", color=BEFORE_COLOUR)
+            axes.errorbar(
+                index - 0.12, row.ratio_uncalibrated, error, fmt="o", mfc="none", color=BEFORE_COLOUR
+            )
             shown.append(row.ratio_uncalibrated)
         if row.ratio_calibrated is not None:
             total = hypot(error, row.map_uncertainty or 0.0)
             axes.errorbar(index + 0.12, row.ratio_calibrated, total, fmt="o", color=AFTER_COLOUR)
-            shown += [row.ratio_calibrated, row.ratio_calibrated - min(total, 0.5), row.ratio_calibrated + min(total, 0.5)]
+            shown += [
+                row.ratio_calibrated,
+                row.ratio_calibrated - min(total, 0.5),
+                row.ratio_calibrated + min(total, 0.5),
+            ]
     axes.axhline(1, color=INK, linewidth=0.8)
     axes.set_xlim(-0.6, max(len(rows), 1) - 0.4)
     axes.set_xticks(np.arange(len(rows)), [f"{100 * row.working_point:.4g} %" for row in rows])
@@ -108,7 +117,7 @@ def _draw_panel(axes: Axes, rows: list[ClosureRow]) -> None:
 def _legend(figure: Figure, height: float) -> None:
     axes = figure.add_axes((0.0, 0.0, 0.5, 0.3 / height))
     axes.axis("off")
-    handles = [
+    handles: list[Any] = [
         axes.errorbar([], [], yerr=[], fmt="o", mfc="none", color=BEFORE_COLOUR),
         axes.errorbar([], [], yerr=[], fmt="o", color=AFTER_COLOUR),
     ]

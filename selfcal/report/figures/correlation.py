@@ -33,7 +33,9 @@ def correlation_figure(scale_factors: ScaleFactors) -> ReportFigure:
     chosen = [place for place in range(len(row_numbers)) if covariance[place, place] > 0]
     of_points = [place for place in chosen if scale_factors.rows[row_numbers[place]].kind == "working_point"]
     order = {flavour: index for index, flavour in enumerate(scale_factors.flavours)}
-    chosen = sorted(of_points or chosen, key=lambda place: _sort_key(scale_factors.rows[row_numbers[place]], order))
+    chosen = sorted(
+        of_points or chosen, key=lambda place: _sort_key(scale_factors.rows[row_numbers[place]], order)
+    )
     if not chosen:
         raise DataError("every variance is zero", where=f"{SCALE_FACTORS}, field 'covariance'")
     rows = [scale_factors.rows[row_numbers[place]] for place in chosen]
@@ -54,11 +56,13 @@ def correlation_figure(scale_factors: ScaleFactors) -> ReportFigure:
             axes.axvline(place - 0.5, color=INK, linewidth=1.2)
     bar = figure.colorbar(image, cax=figure.add_axes((0.89, 0.12, 0.025, 0.81)))
     bar.set_label("Correlation")
-    simulation_label(axes, right=", ".join(flavour_label(name) for name in dict.fromkeys(row.flavour for row in rows)))
+    simulation_label(
+        axes, right=", ".join(flavour_label(name) for name in dict.fromkeys(row.flavour for row in rows))
+    )
     return ReportFigure(
         name="correlation",
         figure=figure,
-        caption=f"Correlation of {len(rows)} scale factors, labelled by flavour, working point and pT range in GeV.",
+        caption=f"Correlation of {len(rows)} scale factors: flavour, working point and pT range in GeV.",
         sources=(SCALE_FACTORS,),
         description=f"Correlation matrix of {len(rows)} scale factors",
     )

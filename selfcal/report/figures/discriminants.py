@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import DataError
 from selfcal.report.inputs import DISCRIMINANTS
-from selfcal.report.style import INK, ReportFigure, flavour_colour, flavour_label, plain_text, simulation_label
+from selfcal.report.style import (
+    INK,
+    ReportFigure,
+    flavour_colour,
+    flavour_label,
+    plain_text,
+    simulation_label,
+)
 
 Histogram = NDArray[np.float64]
 RATIO_HALF_WIDTH_MAX = 0.95
+KINDS = ("data", "nominal", "calibrated", "nominal_variance", "calibrated_variance") + (
+    "calibrated_up",
+    "calibrated_down",
+)
 
 
 @dataclass(frozen=True)
@@ -55,22 +66,34 @@ def region_histograms(arrays: Mapping[str, Histogram], region: str) -> RegionHis
     if "edges" not in arrays:
         raise DataError("no array 'edges'", where=DISCRIMINANTS)
     edges = arrays["edges"]
+    for kind in KINDS:
+        for key in (name for name in arrays if f"{name}/".startswith(f"{kind}/{region}/")):
+            if len(arrays[key]) != len(edges) - 1:
+                raise DataError(
+                    f"'{key}' has {len(arrays[key])} bins",
+                    where=DISCRIMINANTS,
+                    expected=f"{len(edges) - 1}, one fewer than 'edges'",
+                )
 
     def stack(kind: str) -> dict[str, Histogram]:
-        found = {name: arrays[f"{kind}/{region}/{name}"] for name in FLAVOURS if f"{kind}/{region}/{name}" in arrays}
+        names = {name: f"{kind}/{region}/{name}" for name in FLAVOURS}
+        found = {name: arrays[key] for name, key in names.items() if key in arrays}
         if not found:
             raise DataError(f"no array '{kind}/{region}/<flavour>'", where=DISCRIMINANTS)
         return found
 
-    def variance(kind: str) -> Histogram:
-        if f"{kind}_variance/{region}" in arrays:
-            return arrays[f"{kind}_variance/{region}"]
-        parts = [value for key, value in arrays.items() if key.startswith(f"{kind}_variance/{region}/")]
-        return np.sum(parts, axis=0) if parts else np.zeros(len(edges) - 1)
+    def variance(kind: str) -> Histogram | None:
+        start = f"{kind}_variance/{region}/"
+        parts = [value for key, value in arrays.items() if f"{key}/".startswith(start)]
+        return np.sum(parts, axis=0) if parts else None
 
     before, after = stack("nominal"), stack("calibrated")
     total_before, total_after = np.sum(list(before.values()), axis=0), np.sum(list(after.values()), axis=0)
-    variance_before, variance_after = variance("nominal"), variance("calibrated")
+    found = variance("nominal")
+    variance_before = found if found is not None else np.zeros(len(edges) - 1)
+    # the map moves jets and keeps their weights: without its own variance, the nominal one stands in
+    found = variance("calibrated")
+    variance_after = found if found is not None else variance_before
     spread_before, spread_after = np.sqrt(variance_before), np.sqrt(variance_after)
     band_after = np.stack(
         [
@@ -78,7 +101,7 @@ def region_histograms(arrays: Mapping[str, Histogram], region: str) -> RegionHis
             arrays.get(f"calibrated_up/{region}", total_after + spread_after),
         ]
     )
-    histograms = RegionHistograms(
+    return RegionHistograms(
         region=region,
         edges=edges,
         data=arrays[f"data/{region}"],
@@ -89,14 +112,6 @@ def region_histograms(arrays: Mapping[str, Histogram], region: str) -> RegionHis
         band_before=np.stack([total_before - spread_before, total_before + spread_before]),
         band_after=np.stack([band_after.min(axis=0), band_after.max(axis=0)]),
     )
-    for values in (histograms.data, *before.values(), *after.values()):
-        if len(values) != len(edges) - 1:
-            raise DataError(
-                f"a histogram of region '{region}' has {len(values)} bins",
-                where=DISCRIMINANTS,
-                expected=f"{len(edges) - 1}, one fewer than 'edges'",
-            )
-    return histograms
 
 
 def chi_square(data: Histogram, expected: Histogram, variance: Histogram) -> tuple[float, int]:
@@ -109,7 +124,7 @@ def chi_square(data: Histogram, expected: Histogram, variance: Histogram) -> tup
     return float(np.sum((data[used] - expected[used]) ** 2 / spread[used])), int(used.sum())
 
 
-def discriminant_figure(histograms: RegionHistograms, *, tagger: str, name: str) -> ReportFigure:
+def discriminant_figure(histograms: RegionHistograms, *, name: str) -> ReportFigure:
     """Two columns, before and after, each a stack with data points above a data/simulation ratio."""
     figure = Figure(figsize=(11, 5.8))
     grid = figure.add_gridspec(
@@ -132,10 +147,12 @@ def discriminant_figure(histograms: RegionHistograms, *, tagger: str, name: str)
         chi2, bins = chi_square(histograms.data, totals[index], variance)
         words.append(f"{title} χ²/bins = {chi2:.1f}/{bins}")
         upper.text(0.04, 0.95, title.capitalize(), transform=upper.transAxes, va="top", weight="bold")
-        upper.text(0.04, 0.885, f"χ²/bins = {chi2:.1f}/{bins}", transform=upper.transAxes, va="top", fontsize=10)
+        upper.text(
+            0.04, 0.885, f"χ²/bins = {chi2:.1f}/{bins}", transform=upper.transAxes, va="top", fontsize=10
+        )
         upper.tick_params(labelbottom=False)
         upper.minorticks_on()
-        lower.set_xlabel(rf"$D_b$ ({plain_text(tagger)})")
+        lower.set_xlabel(r"Discriminant $D_b$")
         if index:
             upper.tick_params(labelleft=False)
             lower.tick_params(labelleft=False)
@@ -149,9 +166,10 @@ def discriminant_figure(histograms: RegionHistograms, *, tagger: str, name: str)
         name=name,
         figure=figure,
         caption=(
-            f"Region {histograms.region}: discriminant of the measure fold before (left) and after (right) the "
-            "calibration map; simulation scaled to data with the fitted composition. Band: on the left the "
-            "statistics of the simulation, on the right the total uncertainty. "
+            f"Region {histograms.region}: discriminant of the measure fold before (left) and after (right) "
+            "the calibration map; simulation scaled to data with the fitted composition, jets outside the "
+            "range in the first or last bin. Band: on the left the statistics of the simulation, on the "
+            "right the total uncertainty. "
             f"With statistical errors alone, {words[0]}, {words[1]}."
         ),
         sources=(DISCRIMINANTS,),
@@ -159,12 +177,19 @@ def discriminant_figure(histograms: RegionHistograms, *, tagger: str, name: str)
     )
 
 
-def _draw_stack(axes: Axes, histograms: RegionHistograms, stack: Mapping[str, Histogram], band: Histogram) -> None:
+def _draw_stack(
+    axes: Axes, histograms: RegionHistograms, stack: Mapping[str, Histogram], band: Histogram
+) -> None:
     base = np.zeros(len(histograms.data))
     for flavour in sorted(stack, key=lambda name: float(stack[name].sum())):
         top = base + stack[flavour]
         axes.stairs(
-            top, histograms.edges, baseline=base, fill=True, color=flavour_colour(flavour), label=flavour_label(flavour)
+            top,
+            histograms.edges,
+            baseline=base,
+            fill=True,
+            color=flavour_colour(flavour),
+            label=flavour_label(flavour),
         )
         base = top
     axes.stairs(base, histograms.edges, color=INK, linewidth=0.9)
@@ -185,8 +210,8 @@ def _draw_stack(axes: Axes, histograms: RegionHistograms, stack: Mapping[str, Hi
 
 def _draw_band(axes: Axes, edges: Histogram, band: Histogram) -> None:
     axes.stairs(
-        band[1], edges, baseline=band[0], fill=True, facecolor="none", edgecolor=INK, hatch="////", linewidth=0,
-        alpha=0.55, label="uncertainty",
+        band[1], edges, baseline=band[0], fill=True, facecolor="none", edgecolor=INK, hatch="////",
+        linewidth=0, alpha=0.55, label="uncertainty",
     )  # fmt: skip
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import DataError
-from selfcal.report.inputs import METRICS, ROC_BEFORE_AFTER
+from selfcal.report.inputs import METRICS, ROC, ROC_BEFORE_AFTER
 from selfcal.report.style import (
     AFTER_COLOUR,
     BEFORE_COLOUR,
@@ -24,6 +26,8 @@ from selfcal.report.style import (
     simulation_label,
 )
 
+ROC_EFFICIENCY_MIN = 0.5
+ROC_POINTS = 101
 TRAINING_STAGES = ("tagger", "train")
 LOSS_COLOURS = (AFTER_COLOUR, WARNING_COLOUR, GOOD_COLOUR, BEFORE_COLOUR)
 
@@ -50,11 +54,10 @@ def roc_figure(arrays: Mapping[str, NDArray[np.float64]], *, tagger: str) -> Rep
     for flavour in ("light", "c"):
         before, after = arrays[f"before/{flavour}"], arrays[f"after/{flavour}"]
         shown = np.isfinite(before) & np.isfinite(after) & (before > 0) & (after > 0)
-        style = {"color": flavour_colour(flavour)}
-        label = flavour_label(flavour)
-        upper.plot(efficiency[shown], before[shown], ls="--", label=f"{label}, before joint stage", **style)
-        upper.plot(efficiency[shown], after[shown], label=f"{label}, after joint stage", **style)
-        lower.plot(efficiency[shown], after[shown] / before[shown], **style)
+        colour, label = flavour_colour(flavour), flavour_label(flavour)
+        upper.plot(efficiency[shown], before[shown], "--", color=colour, label=f"{label}, before joint stage")
+        upper.plot(efficiency[shown], after[shown], color=colour, label=f"{label}, after joint stage")
+        lower.plot(efficiency[shown], after[shown] / before[shown], color=colour)
     upper.set_yscale("log")
     upper.set_ylabel(r"Rejection $1/\varepsilon$")
     upper.tick_params(labelbottom=False)
@@ -75,6 +78,44 @@ def roc_figure(arrays: Mapping[str, NDArray[np.float64]], *, tagger: str) -> Rep
         ),
         sources=(ROC_BEFORE_AFTER,),
         description="Rejection against b efficiency for light and c jets, before and after the joint stage",
+    )
+
+
+def trained_roc_figure(arrays: Mapping[str, NDArray[np.float64]], *, tagger: str) -> ReportFigure:
+    """Rejection of every background against b efficiency, from ``<flavour>_signal`` and ``_background``.
+
+    Raises
+    ------
+    DataError
+        If there is no pair of curves.
+    """
+    flavours = [name for name in FLAVOURS if f"{name}_signal" in arrays and f"{name}_background" in arrays]
+    if not flavours:
+        raise DataError("no arrays '<flavour>_signal' and '<flavour>_background'", where=ROC)
+    figure = Figure(figsize=(8, 4.6))
+    axes = figure.add_axes((0.11, 0.13, 0.86, 0.78))
+    places = np.linspace(ROC_EFFICIENCY_MIN, 1.0, ROC_POINTS)
+    for flavour in flavours:
+        signal, background = arrays[f"{flavour}_signal"], arrays[f"{flavour}_background"]
+        order = np.argsort(signal)
+        passing = np.interp(places, signal[order], background[order])
+        shown = passing > 0
+        axes.plot(
+            places[shown], 1 / passing[shown], color=flavour_colour(flavour), label=flavour_label(flavour)
+        )
+    axes.set_yscale("log")
+    axes.minorticks_on()
+    axes.set_xlim(ROC_EFFICIENCY_MIN, 1.0)
+    axes.set_xlabel("b-jet efficiency")
+    axes.set_ylabel(r"Rejection $1/\varepsilon$")
+    axes.legend(loc="upper right")
+    simulation_label(axes, right=plain_text(tagger))
+    return ReportFigure(
+        name="roc",
+        figure=figure,
+        caption="Rejection against b efficiency of the tagger before the joint stage, on simulation.",
+        sources=(ROC,),
+        description=f"Rejection against b efficiency for {', '.join(flavours)}",
     )
 
 
@@ -106,11 +147,13 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> ReportFigure:
             shown = [line for line in ordered if isinstance(line.get(column), int | float)]
             if shown:
                 places = [line["epoch"] + 1 for line in shown]
-                axes.plot(places, [line[column] for line in shown], style, color=colour, label=f"{name}, {kind}")
+                axes.plot(
+                    places, [line[column] for line in shown], style, color=colour, label=f"{name}, {kind}"
+                )
                 last.append(f"{name} {kind} {shown[-1][column]:.4f}")
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Loss per jet")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.03, y=0.1)
     axes.set_ylim(bottom=0)
     axes.legend(ncols=2)
@@ -119,7 +162,8 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> ReportFigure:
         name="training",
         figure=figure,
         caption=(
-            f"Training of the tagger on the train fold. Losses at the last of {len(epochs)} epochs: {', '.join(last)}."
+            f"Training of the tagger on the train fold. Losses at the last of {len(epochs)} epochs: "
+            f"{', '.join(last)}."
         ),
         sources=(METRICS,),
         description=f"Loss against epoch, {len(epochs)} epochs",
@@ -128,4 +172,6 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> ReportFigure:
 
 def _losses(line: Mapping[str, Any]) -> list[str]:
     found = [key for key in line if key.startswith("train_") and key.endswith("loss")]
-    return sorted((key for key in found if isinstance(line[key], int | float)), key=lambda key: "total" not in key)
+    return sorted(
+        (key for key in found if isinstance(line[key], int | float)), key=lambda key: "total" not in key
+    )

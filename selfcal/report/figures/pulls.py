@@ -51,8 +51,8 @@ def nuisance_figure(fit: Fit) -> ReportFigure:
         _sigma_bands(axes, vertical=True)
         places = np.arange(len(part))[::-1]
         axes.errorbar(
-            [pull.value for pull in part], places, xerr=[pull.uncertainty for pull in part], fmt="o", color=INK,
-            elinewidth=1.2, markersize=4,
+            [pull.value for pull in part], places, xerr=[pull.uncertainty for pull in part], fmt="o",
+            color=INK, elinewidth=1.2, markersize=4,
         )  # fmt: skip
         axes.set_yticks(places, [plain_text(pull.name) for pull in part])
         axes.tick_params(axis="y", which="both", length=0, labelsize=8.5)
@@ -84,16 +84,22 @@ def truth_pull_figure(against_truth: AgainstTruth, scale_factors: ScaleFactors) 
     """
     pulls = [pull for pull in against_truth.pulls if 0 <= pull.row < len(scale_factors.rows)]
     if not pulls or len(pulls) != len(against_truth.pulls):
-        raise DataError("no pulls, or pulls of rows that do not exist", where=f"{AGAINST_TRUTH}, field 'pulls'")
+        raise DataError(
+            "no pulls, or pulls of rows that do not exist", where=f"{AGAINST_TRUTH}, field 'pulls'"
+        )
     figure = Figure(figsize=(11, 4.2))
-    grid = figure.add_gridspec(1, 2, width_ratios=(2.4, 1), wspace=0.12, left=0.065, right=0.985, top=0.9, bottom=0.14)
+    grid = figure.add_gridspec(
+        1, 2, width_ratios=(2.4, 1), wspace=0.12, left=0.065, right=0.985, top=0.9, bottom=0.14
+    )
     axes, histogram = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     _sigma_bands(axes, vertical=False)
     start = 0
     for flavour in dict.fromkeys(scale_factors.rows[pull.row].flavour for pull in pulls):
         values = [pull.pull for pull in pulls if scale_factors.rows[pull.row].flavour == flavour]
         places = np.arange(start, start + len(values))
-        axes.plot(places, values, "o", color=flavour_colour(flavour), label=flavour_label(flavour), markersize=6)
+        axes.plot(
+            places, values, "o", color=flavour_colour(flavour), label=flavour_label(flavour), markersize=6
+        )
         start += len(values)
         axes.axvline(start - 0.5, color=INK, linewidth=0.5, ls=":")
     reach = max(3.6, 1.2 * max(abs(pull.pull) for pull in pulls))
@@ -108,8 +114,10 @@ def truth_pull_figure(against_truth: AgainstTruth, scale_factors: ScaleFactors) 
         name="pulls_truth",
         figure=figure,
         caption=(
-            f"Pulls of {len(pulls)} scale factors against the truth, and their distribution beside a unit Gaussian; "
-            "grey outline: the uncalibrated simulation (scale factor one) with the same uncertainties. Pulls of "
+            f"Pulls of {len(pulls)} scale factors against the truth, and their distribution beside a unit "
+            "Gaussian; "
+            "grey outline: the uncalibrated simulation (scale factor one) with the same uncertainties. "
+            "Pulls of "
             "neighbouring rows are correlated; the χ² at the top takes that into account."
         ),
         sources=(AGAINST_TRUTH, SCALE_FACTORS),
@@ -123,9 +131,21 @@ def _pull_histogram(axes: Axes, pulls: Sequence[float], against_truth: AgainstTr
     axes.stairs(counts, edges, fill=True, color=GOOD_COLOUR, alpha=0.6, label="calibrated")
     if against_truth.uncalibrated and against_truth.uncalibrated.pulls:
         uncalibrated = np.clip([pull.pull for pull in against_truth.uncalibrated.pulls], edges[0], edges[-1])
-        axes.stairs(np.histogram(uncalibrated, edges)[0], edges, color=BEFORE_COLOUR, label="uncalibrated", linewidth=1.5)
+        axes.stairs(
+            np.histogram(uncalibrated, edges)[0],
+            edges,
+            color=BEFORE_COLOUR,
+            label="uncalibrated",
+            linewidth=1.5,
+        )
     line = np.linspace(-reach, reach, 121)
-    axes.plot(line, np.exp(-0.5 * line**2) / np.sqrt(2 * np.pi) * len(pulls) * (edges[1] - edges[0]), color=INK, label="unit Gaussian", linewidth=1.2)
+    axes.plot(
+        line,
+        np.exp(-0.5 * line**2) / np.sqrt(2 * np.pi) * len(pulls) * (edges[1] - edges[0]),
+        color=INK,
+        label="unit Gaussian",
+        linewidth=1.2,
+    )
     axes.set_xlim(-reach, reach)
     axes.set_ylim(0, 1.45 * max(axes.get_ylim()[1], 1.0))
     axes.set_xlabel("Pull")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,7 +33,7 @@ def continuous_bin_labels(working_points: Sequence[float]) -> list[str]:
     (0.60, 0.77) gives ``["100–77", "77–60", "60–0"]``.
     """
     bounds = [1.0, *sorted(working_points, reverse=True), 0.0]
-    return [f"{100 * low:.4g}–{100 * high:.4g}" for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [f"{100 * low:.4g}–{100 * high:.4g}" for low, high in itertools.pairwise(bounds)]
 
 
 def working_point_figures(scale_factors: ScaleFactors) -> list[ReportFigure]:
@@ -39,7 +41,10 @@ def working_point_figures(scale_factors: ScaleFactors) -> list[ReportFigure]:
     figures = []
     for flavour, abs_eta, rows in _groups(scale_factors, "working_point"):
         panels = [
-            (f"{percent(point)} working point", [(*row.pt_gev, row) for row in rows if row.working_point == point])
+            (
+                f"{percent(point)} working point",
+                [(*row.pt_gev, row) for row in rows if row.working_point == point],
+            )
             for point in sorted({row.working_point for row in rows if row.working_point is not None})
         ]
         figures.append(
@@ -50,7 +55,7 @@ def working_point_figures(scale_factors: ScaleFactors) -> list[ReportFigure]:
                 name=f"scale_factors_{flavour}",
                 x_label=PT_LABEL,
                 tick_labels=None,
-                what=f"Scale factors of {flavour_label(flavour)} against jet pT, one panel per working point.",
+                what=f"Scale factors of {flavour_label(flavour)} against jet pT, by working point.",
             )
         )
     return figures
@@ -64,7 +69,11 @@ def continuous_figures(scale_factors: ScaleFactors) -> list[ReportFigure]:
         panels: list[tuple[str, list[Placed]]] = [
             (
                 rf"{interval(pt_gev)} GeV",
-                [(row.bin + 0.1, row.bin + 0.9, row) for row in rows if row.pt_gev == pt_gev and row.bin is not None],
+                [
+                    (row.bin + 0.1, row.bin + 0.9, row)
+                    for row in rows
+                    if row.pt_gev == pt_gev and row.bin is not None
+                ],
             )
             for pt_gev in sorted({row.pt_gev for row in rows})
         ]
@@ -94,7 +103,11 @@ def _groups(
         (
             flavour,
             abs_eta,
-            [row for row in scale_factors.rows if (row.flavour, row.abs_eta, row.kind) == (flavour, abs_eta, kind)],
+            [
+                row
+                for row in scale_factors.rows
+                if (row.flavour, row.abs_eta, row.kind) == (flavour, abs_eta, kind)
+            ],
         )
         for flavour, abs_eta in sorted(keys, key=lambda key: (order.get(key[0], len(order)), key))
     ]
@@ -141,7 +154,8 @@ def _panel_figure(
         name=f"{name}{eta_name}",
         figure=figure,
         caption=(
-            f"{what} Inner band: statistical, outer band: total uncertainty; open diamonds: truth, where known. "
+            f"{what} Inner band: statistical, outer band: total uncertainty; open diamonds: truth, where "
+            "known. "
             "Hatched: extrapolated, not measured. A cross marks an unmeasured bin."
         ),
         sources=(SCALE_FACTORS,),
@@ -172,7 +186,14 @@ def _draw_row(axes: Axes, left: float, right: float, row: ScaleFactorRow) -> Non
                 axes.bar(left, 2 * spread, width, low, align="edge", color=colour, alpha=alpha, linewidth=0)
         if row.status == "extrapolated":
             axes.bar(
-                left, 2 * row.total, width, row.value - row.total, align="edge", color="none", hatch="///", linewidth=0
+                left,
+                2 * row.total,
+                width,
+                row.value - row.total,
+                align="edge",
+                color="none",
+                hatch="///",
+                linewidth=0,
             )
         style = "--" if row.status == "extrapolated" else "-"
         axes.hlines(row.value, left, right, color=colour, ls=style, linewidth=2)
@@ -199,7 +220,9 @@ def _places(axes: Axes, left: float, right: float) -> tuple[float, float]:
 
 def _limits(rows: Sequence[ScaleFactorRow]) -> tuple[float, float]:
     """Limits that hold values and truths, and bands unless they are so wide that nothing else is seen."""
-    centres = [row.value for row in rows if row.value is not None] + [row.truth.value for row in rows if row.truth]
+    centres = [row.value for row in rows if row.value is not None] + [
+        row.truth.value for row in rows if row.truth
+    ]
     reach = 2.5 * max((abs(value - 1) for value in centres), default=0.0) + 0.05
     bounds = [
         min(max(row.value + sign * row.total, 1 - reach), 1 + reach)
@@ -215,7 +238,7 @@ def _legend(figure: Figure, flavour: str, rows: Sequence[ScaleFactorRow]) -> Non
     axes = figure.add_axes((0.065, 0.0, 0.75, 0.1))
     axes.axis("off")
     colour = flavour_colour(flavour)
-    handles = [
+    handles: list[Any] = [
         axes.plot([], [], "o-", color=colour, mfc=INK, mec=INK, markersize=4)[0],
         axes.bar([0], [0], color=colour, alpha=0.7),
         axes.bar([0], [0], color=colour, alpha=0.3),

@@ -1,14 +1,19 @@
-"""A run directory as the stages before the report leave it, from a seeded generator."""
+"""A run directory as the stages before the report leave it, and reports of two such runs."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from scipy.stats import chi2
 
+from selfcal.report.stage import build_report
 from selfcal.run.atomic import write_arrays, write_json, write_text
 
 REGIONS = ("dijet", "ttbar_emu", "w_charm", "z_tautau")
@@ -25,28 +30,65 @@ FRACTIONS = {
     HELD_OUT: (0.5, 0.14, 0.34, 0.02),
 }
 
+HOSTILE = "</text></svg><script>alert(1)</script><img src=x onerror=\"alert('$y$')\">&amp;\x07"
 
-def write_synthetic_run(path: Path, *, seed: int = 7, hostile: str | None = None) -> Path:
-    """Write every file that the report reads; ``hostile`` becomes the tagger's and one region's name."""
+
+@dataclass(frozen=True)
+class Report:
+    path: Path
+    written: list[Path]
+    html: str
+
+
+def write_synthetic_run(
+    path: Path, *, seed: int = 7, hostile: str | None = None, small: bool = False
+) -> Path:
+    """Write every file that the report reads; ``hostile`` becomes the tagger's and one region's name.
+
+    ``small``: only the scale factors of b jets at two working points, and only two regions.
+    """
     random = np.random.default_rng(seed)
     tagger = hostile or "SelfCal"
-    regions = [hostile if hostile and region == "w_charm" else region for region in REGIONS]
+    names = REGIONS[2:] if small else REGIONS
+    regions = {name: hostile if hostile and name == "w_charm" else name for name in names}
     results = path / "results"
-    scale_factors = _scale_factors(random, tagger)
+    scale_factors = _scale_factors(random, tagger, small)
     write_json(results / "scale_factors.json", scale_factors)
     write_json(results / "scale_factors_against_truth.json", _against_truth(scale_factors["rows"]))
-    write_json(results / "closure.json", _closure(random, [*regions, HELD_OUT]))
+    write_json(results / "closure.json", _closure(random, [*regions.values(), HELD_OUT]))
     write_json(results / "fit.json", _fit(random, hostile))
     write_json(results / "composition.json", _composition(random, regions))
     write_json(
         results / "tagger_metrics.json",
         {
-            "rejections": [
-                {"working_point": point, "flavour": flavour, "rejection": scale / point**4, "error": 0.1 * scale}
+            "tagger": tagger,
+            "working_points": [
+                {
+                    "working_point": point,
+                    "threshold": 5 - 5 * point,
+                    "light": {
+                        "efficiency": point**4 / 60,
+                        "rejection": 60 / point**4,
+                        "rejection_error": 6.0,
+                    },
+                    "c": {"efficiency": point**4 / 2.5, "rejection": 2.5 / point**4, "rejection_error": 0.25},
+                }
                 for point in WORKING_POINTS
-                for flavour, scale in (("light", 60.0), ("c", 2.5))
             ],
-            "training": {"jets": 60000, "seconds": 180.5},
+            "summary": {"accuracy": 0.81, "auc_b_light": 0.993},
+        },
+    )
+    write_json(
+        results / "joint.json", {"history": [{"epoch": 0, "auc": 0.993}], "epochs_kept": 1, "stopped": "done"}
+    )
+    signal = np.linspace(0, 1, 201)
+    write_arrays(
+        results / "roc.safetensors",
+        {
+            "light_signal": signal,
+            "light_background": signal**8,
+            "c_signal": signal,
+            "c_background": signal**4,
         },
     )
     write_arrays(results / "discriminants.safetensors", _discriminants(random, regions))
@@ -78,19 +120,20 @@ def write_synthetic_run(path: Path, *, seed: int = 7, hostile: str | None = None
     return path
 
 
-def _scale_factors(random: np.random.Generator, tagger: str) -> dict[str, Any]:
+def _scale_factors(random: np.random.Generator, tagger: str, small: bool) -> dict[str, Any]:
+    flavours, working_points = (FLAVOURS[:1], WORKING_POINTS[:2]) if small else (FLAVOURS, WORKING_POINTS)
     rows: list[dict[str, Any]] = []
     keys: list[tuple[str, int | None, float | None]] = [
         (flavour, bin_number, point)
-        for flavour in FLAVOURS
+        for flavour in flavours
         for bin_number, point in [
-            *((None, point) for point in WORKING_POINTS),
-            *((number, None) for number in range(len(WORKING_POINTS) + 1)),
+            *((None, point) for point in working_points),
+            *((number, None) for number in range(len(working_points) + 1)),
         ]
     ]
     for flavour, bin_number, point in keys:
         tightness = 1 - point if point is not None else 0.1 * (bin_number or 0)
-        for low, high in zip(PT_GEV[:-1], PT_GEV[1:], strict=True):
+        for low, high in itertools.pairwise(PT_GEV):
             truth = 1 + (SHIFT[flavour] - 1) * (0.6 + 1.6 * tightness) * (1 + 0.1 * np.log(low / 40))
             stat = {"b": 0.012, "c": 0.06, "light": 0.12, "tau": 0.2}[flavour] * (0.7 + tightness)
             syst = {"map": 0.7 * stat, "composition": 0.4 * stat, "mc_statistics": 0.3 * stat}
@@ -117,26 +160,35 @@ def _scale_factors(random: np.random.Generator, tagger: str) -> dict[str, Any]:
                 }
             )
     totals = np.array([row["total"] or 0.0 for row in rows])
-    loadings = np.array([[1.0, (row["working_point"] or 0.5), row["flavour"] == "b"] for row in rows], dtype=float)
+    loadings = np.array(
+        [[1.0, (row["working_point"] or 0.5), row["flavour"] == "b"] for row in rows], dtype=float
+    )
     shared = loadings @ loadings.T
     correlation = 0.5 * shared / np.sqrt(np.outer(np.diagonal(shared), np.diagonal(shared)))
     np.fill_diagonal(correlation, 1.0)
     return {
         "schema_version": 1,
         "tagger": tagger,
-        "flavours": list(FLAVOURS),
+        "flavours": list(flavours),
         "pt_gev_edges": list(PT_GEV),
         "abs_eta_edges": [0.0, 2.5],
-        "working_points": list(WORKING_POINTS),
+        "working_points": list(working_points),
         "discriminant_edges": [0.1, 1.2, 2.3, 3.5],
         "rows": rows,
-        "covariance": {"rows": list(range(len(rows))), "total": (correlation * np.outer(totals, totals)).tolist()},
+        "covariance": {
+            "rows": list(range(len(rows))),
+            "total": (correlation * np.outer(totals, totals)).tolist(),
+        },
         "eigenvariations": {},
     }
 
 
 def _against_truth(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    used = [index for index, row in enumerate(rows) if row["status"] == "measured" and row["kind"] == "working_point"]
+    used = [
+        index
+        for index, row in enumerate(rows)
+        if row["status"] == "measured" and row["kind"] == "working_point"
+    ]
 
     def comparison(values: list[float]) -> dict[str, Any]:
         pulls = [
@@ -195,13 +247,17 @@ def _fit(random: np.random.Generator, hostile: str | None) -> dict[str, Any]:
         ],
         "goodness_of_fit": {"statistic": 41.2, "ndf": 38, "p_value": 0.33},
         "certificate": {"gradient_norm": 1.2e-7, "positive_definite": True},
-        "identifiability": {"smallest_eigenvalue": 3.1e-4, "null_directions": [], "prior_dominated": ["mu_tau"]},
+        "identifiability": {
+            "smallest_eigenvalue": 3.1e-4,
+            "null_directions": [],
+            "prior_dominated": ["mu_tau"],
+        },
     }
 
 
-def _composition(random: np.random.Generator, regions: list[str]) -> dict[str, Any]:
+def _composition(random: np.random.Generator, regions: dict[str, str]) -> dict[str, Any]:
     rows = []
-    for region, name in zip(regions, REGIONS, strict=True):
+    for name, region in regions.items():
         for flavour, fraction in zip(FLAVOURS, FRACTIONS[name], strict=True):
             sigma = 0.04 * fraction + 0.002
             rows.append(
@@ -215,10 +271,10 @@ def _composition(random: np.random.Generator, regions: list[str]) -> dict[str, A
                     "truth": fraction,
                 }
             )
-    return {"regions": regions, "rows": rows, "condition_number": 3.4, "directions": []}
+    return {"regions": list(regions.values()), "rows": rows, "condition_number": 3.4, "directions": []}
 
 
-def _discriminants(random: np.random.Generator, regions: list[str]) -> dict[str, np.ndarray]:
+def _discriminants(random: np.random.Generator, regions: dict[str, str]) -> dict[str, np.ndarray]:
     edges = np.linspace(-6, 10, 33)
     centres = 0.5 * (edges[1:] + edges[:-1])
     shape = {
@@ -228,7 +284,7 @@ def _discriminants(random: np.random.Generator, regions: list[str]) -> dict[str,
         "tau": np.exp(-0.5 * ((centres + 1.5) / 1.2) ** 2),
     }
     arrays: dict[str, np.ndarray] = {"edges": edges}
-    for region, name in zip(regions, REGIONS, strict=True):
+    for name, region in regions.items():
         calibrated = np.zeros(len(centres))
         for flavour, fraction in zip(FLAVOURS, FRACTIONS[name], strict=True):
             nominal = 9000 * fraction * shape[flavour] / shape[flavour].sum()
@@ -256,3 +312,34 @@ def _roc() -> dict[str, np.ndarray]:
         "after/light": 0.96 * light,
         "after/c": 0.99 * charm,
     }
+
+
+def report_of(path: Path) -> Report:
+    written = build_report(path)
+    return Report(path, written, (path / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def write_run() -> Callable[..., Path]:
+    return write_synthetic_run
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report_of(write_synthetic_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="session")
+def small_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report_of(write_synthetic_run(tmp_path_factory.mktemp("small"), small=True))
+
+
+@pytest.fixture(scope="session")
+def hostile_name() -> str:
+    """A name that closes the elements around it and brings a script, a handler, a formula, a control code."""
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report_of(write_synthetic_run(tmp_path_factory.mktemp("hostile"), hostile=HOSTILE, small=True))

@@ -1,0 +1,270 @@
+"""The page as a browser reads it: complete, self-contained, escaped, traceable."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from selfcal.errors import DataError
+from selfcal.report.stage import build_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Start tags with attributes, the text inside each element kind, and the cells of every table."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.cells: dict[str, list[list[tuple[str, str]]]] = {}
+        self.table = ""
+        self.cell_value = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.table = found["id"] or ""
+            self.cells[self.table] = []
+        elif tag == "tr":
+            self.cells[self.table].append([])
+        elif tag == "td":
+            self.cell_value = found["data-value"] or ""
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.append((self.open[-1], data))
+            if self.open[-1] == "td":
+                self.cells[self.table][-1].append((data, self.cell_value))
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+    def text_of(self, tag: str) -> list[str]:
+        return [text for name, text in self.texts if name == tag]
+
+
+def rows_of(page: Page, table: str) -> list[list[tuple[str, str]]]:
+    return [row for row in page.cells[table] if row]
+
+
+def test_html_nests_and_every_id_is_unique(report, hostile_report):
+    for html in (report.html, hostile_report.html):
+        page = Page(html)
+        assert page.open == []
+        ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        references = re.findall(r'(?:href="#|url\(#)([^")]+)', html)
+        assert references
+        assert set(references) <= set(ids)
+
+
+def test_every_figure_stands_in_the_page_and_on_disk(report):
+    names = {path.stem for path in report.written if path.suffix == ".png"}
+    flavours = ("b", "c", "light", "tau")
+    assert names == {
+        *(f"scale_factors_{flavour}" for flavour in flavours),
+        *(f"scale_factors_continuous_{flavour}" for flavour in flavours),
+        *(f"discriminant_{n}_{r}" for n, r in enumerate(("dijet", "ttbar_emu", "w_charm", "z_tautau"))),
+        "closure", "composition", "correlation", "pulls_nuisances", "pulls_truth",
+        "roc", "roc_before_after", "training",
+    }  # fmt: skip
+    page = Page(report.html)
+    assert page.count("svg") == page.count("figure") == len(names)
+    for path in report.written[:-1]:
+        assert path.parent == report.path / "figures"
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"figures/{path.name}" in page.text_of("code")
+    labels = " ".join(page.text_of("text"))
+    assert labels.count("Simulation") >= len(names)
+    assert "[GeV]" in "".join(page.text_of("tspan"))
+
+
+def test_nothing_is_requested_from_outside(report, hostile_report):
+    for html in (report.html, hostile_report.html):
+        page = Page(html)
+        assert page.count("link") == page.count("iframe") == page.count("img") == page.count("object") == 0
+        for tag, attributes in page.tags:
+            for key in ("src", "href", "xlink:href", "data", "action", "srcset"):
+                value = attributes.get(key)
+                assert value is None or value.startswith(("#", "data:image/png;base64,")), (tag, key)
+        assert re.findall(r"https?://", html) == []
+        assert "@import" not in html
+
+
+def test_policy_admits_the_pages_own_script_and_no_other(report):
+    page = Page(report.html)
+    assert page.count("script") == 1
+    digest = base64.b64encode(hashlib.sha256("".join(page.text_of("script")).encode()).digest()).decode()
+    policies = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert len(policies) == 1
+    assert "default-src 'none'" in policies[0]
+    assert f"script-src 'sha256-{digest}'" in policies[0]
+
+
+def test_names_are_escaped_in_html_and_in_svg(small_report, hostile_report, hostile_name):
+    """Neither an element nor a handler more than in the same report with harmless names."""
+    ordinary, hostile = Page(small_report.html), Page(hostile_report.html)
+    for tag in ("script", "img", "svg", "figure", "table"):
+        assert hostile.count(tag) == ordinary.count(tag)
+    assert not [key for _, attributes in hostile.tags for key in attributes if key.startswith("on")]
+    shown = hostile_name.replace("\x07", "\ufffd")[:40]
+    drawn = hostile.text_of("text") + hostile.text_of("tspan")
+    assert sum(shown in text for text in drawn) >= 3
+    assert f"Calibration of {hostile_name}" in hostile.text_of("h1")
+    assert hostile_name in {row[0][1] for row in rows_of(hostile, "table_closure")}
+    assert all(re.fullmatch(r"[A-Za-z0-9_]+\.png", path.name) for path in hostile_report.written[:-1])
+
+
+def test_scale_factor_tables_carry_the_numbers_of_the_file(report):
+    content = json.loads((report.path / "results/scale_factors.json").read_text())
+    pulls = json.loads((report.path / "results/scale_factors_against_truth.json").read_text())["pulls"]
+    pull_of = {pull["row"]: pull["pull"] for pull in pulls}
+    page = Page(report.html)
+    seen = 0
+    for cells in rows_of(page, "table_working_point") + rows_of(page, "table_continuous"):
+        index = int(cells[0][1])
+        row = content["rows"][index]
+        groups = ("map", "composition", "mc_statistics")
+        wanted = [
+            row["value"], row["stat"], *(row["syst"].get(group) for group in groups), row["total"],
+            row["truth"]["value"], row["truth"]["error"], pull_of.get(index), row["expected_passing"],
+        ]  # fmt: skip
+        for (text, exact), value in zip(cells[5:-1], wanted, strict=True):
+            if value is None:
+                assert (text, exact) == ("–", "")
+            else:
+                assert float(exact) == value
+                assert abs(float(text) - value) <= 0.5001 * 10.0 ** -len(text.partition(".")[2])
+        assert cells[1][0] == row["flavour"]
+        assert cells[-1][0] == row["status"]
+        seen += 1
+    assert seen == len(content["rows"])
+
+
+def test_closure_table_puts_held_out_rows_first_and_colours_by_significance(report):
+    rows = json.loads((report.path / "results/closure.json").read_text())["rows"]
+    cells = rows_of(Page(report.html), "table_closure")
+    wanted = sorted(rows, key=lambda row: not row["held_out"])
+    assert [float(line[7][1]) for line in cells] == [row["ratio_uncalibrated"] for row in wanted]
+    assert [float(line[8][1]) for line in cells] == [row["ratio_calibrated"] for row in wanted]
+    assert [line[1][0] for line in cells] == [
+        "held out" if row["held_out"] else "in the fit" for row in wanted
+    ]
+    styles = re.findall(
+        r'<td class="number sigma(\d)" data-value="([\d.]+)">[\d.]+</td><td class="number st', report.html
+    )
+    assert len(styles) == len(wanted)
+    for (style, value), row in zip(styles, wanted, strict=True):
+        assert float(value) == row["ratio_uncalibrated"]
+        assert int(style) == min(3, int(abs(row["ratio_uncalibrated"] - 1) / row["error"]))
+
+
+def test_unmeasured_and_extrapolated_rows_are_said_loudly(report):
+    alarms = re.findall(
+        r'<p class="warning" role="alert"><strong>Attention:</strong> ([^<]+)</p>', report.html
+    )
+    assert len(alarms) == 2
+    assert alarms[0].startswith("18 scale factors are extrapolated")
+    assert alarms[1].startswith("9 scale factors are unmeasured")
+    assert "tau: 70–250 GeV" in alarms[1]
+
+
+def test_every_figure_and_table_names_its_file(report):
+    captions = re.findall(r"<(figcaption|caption)>(.*?)</\1>", report.html, re.DOTALL)
+    page = Page(report.html)
+    assert len(captions) == page.count("figure") + page.count("table")
+    for _, caption in captions:
+        files = re.findall(r'<span class="source">Source: (.*?)</span>', caption)
+        assert len(files) == 1
+        for name in re.findall(r"<code>(.*?)</code>", files[0]):
+            assert (report.path / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        ("results/closure.json", "closure.png"),
+        ("results/fit.json", "pulls_nuisances.png"),
+        ("results/scale_factors_against_truth.json", "pulls_truth.png"),
+        ("results/composition.json", "composition.png"),
+        ("results/discriminants.safetensors", "discriminant_0_dijet.png"),
+        ("results/roc_before_after.safetensors", "roc_before_after.png"),
+        ("metrics.jsonl", "training.png"),
+    ],
+)
+def test_missing_optional_file_is_named_and_its_figure_absent(all_missing, missing, gone):
+    assert f"{missing}, which " in all_missing.html
+    assert gone not in {path.name for path in all_missing.written}
+
+
+@pytest.fixture(scope="session")
+def all_missing(tmp_path_factory, write_run, report):
+    """The report of a run that has nothing but its scale factors."""
+    full = write_run(tmp_path_factory.mktemp("bare"), small=True)
+    for path in full.rglob("*"):
+        if path.is_file() and path.name != "scale_factors.json":
+            path.unlink()
+    written = build_report(full)
+    return type(report)(full, written, (full / "report.html").read_text(encoding="utf-8"))
+
+
+def test_bare_report_still_holds_the_scale_factors(all_missing):
+    names = [path.name for path in all_missing.written]
+    assert names == [
+        "scale_factors_b.png",
+        "scale_factors_continuous_b.png",
+        "correlation.png",
+        "report.html",
+    ]
+    assert Page(all_missing.html).open == []
+    assert len(rows_of(Page(all_missing.html), "table_working_point")) == 6
+
+
+def test_damaged_optional_file_is_named_with_its_field(tmp_path, write_run):
+    run = write_run(tmp_path / "run", small=True)
+    for path in run.rglob("*"):
+        if path.is_file() and path.name not in ("scale_factors.json", "closure.json"):
+            path.unlink()
+    closure = json.loads((run / "results/closure.json").read_text())
+    closure["rows"][3]["held_out"] = "perhaps"
+    (run / "results/closure.json").write_text(json.dumps(closure))
+    build_report(run)
+    assert "results/closure.json, field &#39;rows.3.held_out&#39;" in (run / "report.html").read_text()
+
+
+def test_scale_factors_are_required(tmp_path: Path):
+    with pytest.raises(DataError, match="no scale factors to report"):
+        build_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measured_row_without_value_is_refused(tmp_path, write_run):
+    run = write_run(tmp_path / "run", small=True)
+    content = json.loads((run / "results/scale_factors.json").read_text())
+    content["rows"][5]["value"] = None
+    (run / "results/scale_factors.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="status 'measured' needs 'value'") as error:
+        build_report(run)
+    assert "rows.5" in str(error.value)
+    assert not (run / "report.html").exists()
