@@ -89,6 +89,8 @@ def write_jets(
 
 
 def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...]) -> Any:
+    if 0 in shape:
+        return file.create_dataset(name, shape, dtype)  # neither chunks nor filters without content
     fitted = tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True))
     return file.create_dataset(
         name, shape, dtype, chunks=fitted, compression="gzip", compression_opts=1, fletcher32=True
@@ -96,7 +98,8 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, chun
 
 
 def _cone_labels(flavour: NDArray[np.int8]) -> NDArray[np.int32]:
-    return np.array([FLAVOUR_TO_CONE_LABEL[i] for i in range(len(FLAVOUR_TO_CONE_LABEL))], dtype=np.int32)[flavour]
+    label_of = np.array([FLAVOUR_TO_CONE_LABEL[i] for i in range(len(FLAVOUR_TO_CONE_LABEL))], dtype=np.int32)
+    return label_of[flavour]
 
 
 def _jet_table(jets: Jets, labels: bool, extra: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -112,7 +115,9 @@ def _jet_table(jets: Jets, labels: bool, extra: Mapping[str, NDArray[Any]]) -> N
     if labels:
         columns[LABEL_FIELD] = _cone_labels(jets.flavour)
     columns |= dict(extra)
-    table = np.zeros(len(jets), dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
+    table = np.zeros(
+        len(jets), dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()]
+    )
     for name, values in columns.items():
         table[name] = values
     return table
@@ -185,7 +190,9 @@ def require_dataset(file: h5py.File, name: str, path: Path, fields: tuple[str, .
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.names is None:
         raise DataError(
-            f"no structured dataset '{name}'", where=str(path), expected=f"datasets jets and tracks; has {list(file)}"
+            f"no structured dataset '{name}'",
+            where=str(path),
+            expected=f"datasets jets and tracks; has {list(file)}",
         )
     missing = [field for field in fields if field not in dataset.dtype.names]
     if missing:
@@ -232,9 +239,7 @@ def read_jets(path: Path, dataset: str, *, with_tracks: bool = True, with_labels
         return Jets(dataset, pt_gev, eta, flavour, weight, run, event, rank, *tracks)
 
 
-_Tracks = tuple[
-    NDArray[np.int64], NDArray[np.float32], NDArray[np.int8], NDArray[np.int16], tuple[str, ...]
-]
+_Tracks = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int8], NDArray[np.int16], tuple[str, ...]]
 
 
 def _no_tracks(n_jets: int) -> _Tracks:
