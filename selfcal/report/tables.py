@@ -81,8 +81,8 @@ def scale_factor_tables(scale_factors: ScaleFactors, against_truth: AgainstTruth
         labels = continuous_bin_labels(scale_factors.working_points)
         first = "WP" if kind == "working_point" else "b eff. [%]"
         columns = (
-            "row", "flavour", first, "pT [GeV]", "|η|", "value", "stat", *groups, "total", "truth", "± truth",
-            "pull", "expected", "status",
+            "row", "flavour", first, "pT [GeV]", "|η|", "status", "value", "stat", *groups, "total", "truth",
+            "± truth", "pull", "expected",
         )  # fmt: skip
         rows = tuple(
             _scale_factor_cells(index, row, groups, labels, pulls.get(index)) for index, row in chosen
@@ -110,6 +110,7 @@ def _scale_factor_cells(
         where,
         Cell(interval(row.pt_gev), row.pt_gev[0]),
         Cell(interval(row.abs_eta), row.abs_eta[0]),
+        Cell(row.status, style=f"status-{row.status}"),
         number(row.value, style="strong"),
         number(row.stat),
         *(number(row.syst.get(group)) for group in groups),
@@ -118,7 +119,6 @@ def _scale_factor_cells(
         number(row.truth.error if row.truth else None),
         number(pull, 2, significance_style(abs(pull)) if pull is not None else ""),
         number(row.expected_passing, 0),
-        Cell(row.status, style=f"status-{row.status}"),
     )
 
 

@@ -150,14 +150,14 @@ def test_scale_factor_tables_carry_the_numbers_of_the_file(report):
             row["value"], row["stat"], *(row["syst"].get(group) for group in groups), row["total"],
             row["truth"]["value"], row["truth"]["error"], pull_of.get(index), row["expected_passing"],
         ]  # fmt: skip
-        for (text, exact), value in zip(cells[5:-1], wanted, strict=True):
+        for (text, exact), value in zip(cells[6:], wanted, strict=True):
             if value is None:
                 assert (text, exact) == ("–", "")
             else:
                 assert float(exact) == value
                 assert abs(float(text) - value) <= 0.5001 * 10.0 ** -len(text.partition(".")[2])
         assert cells[1][0] == row["flavour"]
-        assert cells[-1][0] == row["status"]
+        assert cells[5][0] == row["status"]
         seen += 1
     assert seen == len(content["rows"])
 
