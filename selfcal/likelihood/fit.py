@@ -20,7 +20,7 @@ from torch import Tensor
 from selfcal.errors import FitError
 from selfcal.likelihood.histfactory import HistFactory
 
-EDM_MAX = 1e-9
+EDM_MAX = 1e-8
 ITERATIONS_MAX = 200
 STARTS_MAX = 4
 DAMPING_MAX = 1e8
@@ -127,7 +127,7 @@ def _minimise(model: HistFactory, counts: Tensor, theta: Tensor) -> tuple[Tensor
         scaled = information * scale[:, None] * scale[None, :]
         slope = gradient[moving] * scale
         edm = 0.5 * float(slope @ torch.linalg.lstsq(scaled, slope[:, None]).solution[:, 0])
-        if 0 <= edm < EDM_MAX * 1e-3:
+        if 0 <= edm < EDM_MAX * 1e-2:
             return theta, edm, iteration
         accepted = False
         while not accepted and damping < DAMPING_MAX:
@@ -154,8 +154,8 @@ def _moving(model: HistFactory, theta: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _certified(model: HistFactory, counts: Tensor, theta: Tensor, evidence: dict[str, Any]) -> FitResult:
-    hessian = torch.func.hessian(lambda t: 0.5 * model.deviance(t, counts))(theta)
-    gradient = torch.func.grad(lambda t: 0.5 * model.deviance(t, counts))(theta)
+    slope = torch.func.grad(lambda t: 0.5 * model.deviance(t, counts))
+    gradient, hessian = slope(theta), torch.func.jacrev(slope)(theta)
     moving = _moving(model, theta, gradient)
     inner = hessian[moving][:, moving]
     scale = torch.diagonal(inner).clamp_min(1e-300).rsqrt()
@@ -173,9 +173,7 @@ def _certified(model: HistFactory, counts: Tensor, theta: Tensor, evidence: dict
     covariance[indices[:, None], indices[None, :]] = (inverse + inverse.T) / 2
     sigma = torch.sqrt(torch.diagonal(covariance))
     names = tuple(parameter.name for parameter in model.parameters)
-    at_bound = [
-        name for name, free, fixed in zip(names, moving, model.fixed, strict=True) if not free | fixed
-    ]
+    at_bound = [names[int(i)] for i in torch.nonzero(~moving & ~model.fixed)[:, 0]]
     certificate = {
         "converged": True,
         **evidence,

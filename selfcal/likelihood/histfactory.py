@@ -1,4 +1,4 @@
-"""A HistFactory likelihood in PyTorch, compiled from a pyhf workspace: fast enough to fit within milliseconds.
+"""A HistFactory likelihood in PyTorch, compiled from a pyhf workspace.
 
 Only cells (channel, sample, bin) that hold something are kept. With the free factors θ, the
 constrained α and the observed counts n,
@@ -12,6 +12,7 @@ Interpolation as pyhf 0.7 does by default: histosys code 4p, normsys code 4.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ class HistFactory:
         self.lower = _vector(p.lower for p in self.parameters)
         self.upper = _vector(p.upper for p in self.parameters)
 
+    def with_centre(self, centre: Float[Tensor, " D"]) -> HistFactory:
+        """The same model with other auxiliary measurements, as a toy experiment has them."""
+        model = copy.copy(self)
+        model.centre = torch.where(self.constrained, centre, self.centre)
+        return model
+
     def rates(self, theta: Float[Tensor, " D"]) -> Float[Tensor, " C"]:
         """Expected count of every cell."""
         base = self._nominal
@@ -145,7 +152,7 @@ def _code4p(alpha: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def _log_code4(alpha: Tensor, log_high: Tensor, log_low: Tensor, coefficients: Tensor) -> Tensor:
-    """Logarithm of a scale: a sixth-order polynomial inside |α| < 1, high^α or low^−α outside (pyhf code 4)."""
+    """Logarithm of a scale: a polynomial inside |α| < 1, high^α or low^−α outside (pyhf code 4)."""
     inside = alpha.abs() < 1
     safe = torch.where(inside, alpha, 0.0)
     polynomial = torch.zeros_like(alpha)
@@ -161,7 +168,8 @@ def _code4_coefficients(high: Tensor, low: Tensor) -> Tensor:
     ends = torch.stack(
         [high - 1, low - 1, log_high * high, -log_low * low, log_high**2 * high, log_low**2 * low], dim=1
     )
-    return torch.linalg.solve(torch.from_numpy(_ENDS), ends.T).T
+    solution: Tensor = torch.linalg.solve(torch.from_numpy(_ENDS), ends.T)
+    return solution.T
 
 
 def _vector(values: Any) -> Tensor:
@@ -271,11 +279,13 @@ class _Compiler:
             start = entry.get("inits", [start] * size)[position]
             lower, upper = entry.get("bounds", [bounds] * size)[position]
             centre = None if width is None else entry.get("auxdata", [start] * size)[position]
-            fixed = bool(entry.get("fixed", False)) or width == 0
+            fixed = bool(entry.get("fixed", False) or width == 0)
             # pyhf fixes the factor of an empty bin and keeps a constraint of unit width.
             width = 1.0 if width == 0 else width
             self._positions[key] = len(self.parameters)
-            self.parameters[key] = Parameter(key, start, lower, upper, fixed, centre, width)
+            self.parameters[key] = Parameter(
+                key, float(start), float(lower), float(upper), fixed, centre, width
+            )
         return self._positions[key]
 
 
@@ -295,6 +305,9 @@ def _stat_error_widths(channel: Mapping[str, Any]) -> dict[str, list[float]]:
                 content[name] = content.get(name, 0.0) + data
                 variance[name] = variance.get(name, 0.0) + np.asarray(modifier["data"]) ** 2
     return {
-        name: [math.sqrt(v) / c if c > 0 else 0.0 for v, c in zip(variance[name], content[name], strict=True)]
+        name: [
+            math.sqrt(v) / float(c) if c > 0 else 0.0
+            for v, c in zip(variance[name], content[name], strict=True)
+        ]
         for name in content
     }

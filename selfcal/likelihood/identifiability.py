@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from selfcal.errors import FitError
@@ -83,39 +84,46 @@ def prior_dominated(model: HistFactory, result: FitResult) -> list[str]:
     names = []
     for parameter, sigma in zip(model.parameters, result.uncertainty, strict=True):
         statistical = parameter.name.startswith(("staterror_", "simulation_"))
-        if parameter.width and not parameter.fixed and not statistical:
-            if sigma / parameter.width > PRIOR_DOMINATED:
-                names.append(parameter.name)
+        if not parameter.width or parameter.fixed or statistical:
+            continue
+        if sigma / parameter.width > PRIOR_DOMINATED:
+            names.append(parameter.name)
     return names
 
 
 def describe(name: str, binning: Binning | None = None) -> str:
     """A parameter in words: ``shape_b_0[3]`` is 'b shape in pT 20–40 GeV'."""
 
-    def pt(index: str) -> str:
-        if binning is None or int(index) >= binning.n_pt:
-            return f"pT bin {index}"
-        low, high = binning.pt_gev_edges[int(index) : int(index) + 2]
-        return f"pT {low:g}–{high:g} GeV"
-
-    patterns = {
-        r"shape_(\w+)_(\d+)\[\d+\]": lambda m: f"{m[1]} shape in {pt(m[2])}",
-        r"mu_(\w+)_(\d+)": lambda m: f"yield of {m[1]} in {pt(m[2])}",
-        r"composition_(\w+)_([a-z]+)": lambda m: f"{m[2]} fraction of {m[1]}",
-        r"pt_shape_(\w+)_([a-z]+)_(\d+)": lambda m: f"{m[2]} spectrum of {m[1]} in {pt(m[3])}",
-        r"residual_([a-z]+)_(\d+)_(\d+)": lambda m: f"{m[1]} shape (constrained) in {pt(m[2])}",
-    }
-    for pattern, words in patterns.items():
+    for pattern, words in _WORDS.items():
         match = re.fullmatch(pattern, name)
         if match:
-            return words(match)
+            parts = match.groupdict()
+            if "p" in parts:
+                parts["p"] = _pt_in_words(int(parts["p"]), binning)
+            return words.format(**parts)
     return name
+
+
+_WORDS: dict[str, str] = {
+    r"shape_(?P<f>[a-z]+)_(?P<p>\d+)\[\d+\]": "{f} shape in {p}",
+    r"mu_(?P<r>\w+)_(?P<p>\d+)": "yield of {r} in {p}",
+    r"composition_(?P<r>\w+)_(?P<f>[a-z]+)": "{f} fraction of {r}",
+    r"pt_shape_(?P<r>\w+)_(?P<f>[a-z]+)_(?P<p>\d+)": "{f} spectrum of {r} in {p}",
+    r"residual_(?P<f>[a-z]+)_(?P<p>\d+)_\d+": "{f} shape (constrained) in {p}",
+}
+
+
+def _pt_in_words(index: int, binning: Binning | None) -> str:
+    if binning is None or index >= binning.n_pt:
+        return f"pT bin {index}"
+    low, high = binning.pt_gev_edges[index : index + 2]
+    return f"pT {low:g}–{high:g} GeV"
 
 
 def _in_words(direction: torch.Tensor, names: list[str], binning: Binning | None) -> str:
     """The parameters that move along a direction, strongest first."""
     size = direction.abs() / direction.abs().max()
-    order = torch.argsort(size, descending=True).tolist()
+    order = [int(i) for i in np.argsort(-size.numpy())]
     words = list(dict.fromkeys(describe(names[i], binning) for i in order if size[i] > 0.1))
     more = f" and {len(words) - WORDS_MAX} more" if len(words) > WORDS_MAX else ""
     return " with ".join(words[:WORDS_MAX]) + more

@@ -52,6 +52,8 @@ def pyhf_twice_nll(
         If pyhf rejects the workspace.
     """
     with backend("pytorch"), warnings.catch_warnings():
+        # pyhf 0.7 validates with an interface that jsonschema has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
         # pyhf hands lists of arrays to torch, which is slow there and harmless here.
         warnings.filterwarnings("ignore", message="Creating a tensor from a list of numpy.ndarrays")
         try:

@@ -70,6 +70,8 @@ class ScaleFactors:
     ----------
     measured : (S,) indices into ``rows`` of those with a value
     value, expected_passing : (S,)
+    efficiency_data, efficiency_simulation : (S,) whose ratio the value is; both are of the fit, in which the
+        simulation's own statistical fluctuation is a parameter
     covariance : (S, S), the sum of ``group_covariance``
     """
 
@@ -77,6 +79,8 @@ class ScaleFactors:
     measured: NDArray[np.int64]
     value: NDArray[np.float64]
     expected_passing: NDArray[np.float64]
+    efficiency_data: NDArray[np.float64]
+    efficiency_simulation: NDArray[np.float64]
     covariance: NDArray[np.float64]
     group_covariance: Mapping[str, NDArray[np.float64]]
 
@@ -141,17 +145,22 @@ def scale_factors(
     theta = torch.from_numpy(result.best_fit)
     eta = torch.zeros(len(shapes) * n_bins, dtype=torch.float64)
 
-    def values(theta: Tensor, eta: Tensor) -> Tensor:
+    def efficiencies(theta: Tensor, eta: Tensor) -> Tensor:
+        """(S, 2): of data and of simulation."""
         rates = model.rates(theta)
-        ratios = []
+        pairs = []
         fractions = {
             key: _efficiencies(shape, rates, theta, eta[slots[key]]) for key, shape in shapes.items()
         }
         for i in measured:
             data, nominal = fractions[rows[i].flavour, rows[i].pt_bin]
             chosen = list(rows[i].passing)
-            ratios.append(data[chosen].sum() / nominal[chosen].sum())
-        return torch.stack(ratios) if ratios else theta.new_zeros(0)
+            pairs.append(torch.stack([data[chosen].sum(), nominal[chosen].sum()]))
+        return torch.stack(pairs) if pairs else theta.new_zeros((0, 2))
+
+    def values(theta: Tensor, eta: Tensor) -> Tensor:
+        pairs = efficiencies(theta, eta)
+        return pairs[:, 0] / pairs[:, 1]
 
     rates = model.rates(theta)
     passing = [
@@ -159,12 +168,15 @@ def scale_factors(
         for i in measured
     ]
     by_theta, by_eta = torch.func.jacrev(values, argnums=(0, 1))(theta, eta)
+    pairs = efficiencies(theta, eta).numpy()
     groups = _group_covariances(model, result, by_theta.numpy(), by_eta.numpy())
     return ScaleFactors(
         rows,
         np.array(measured, dtype=np.int64),
-        values(theta, eta).numpy(),
+        pairs[:, 0] / pairs[:, 1],
         np.array(passing),
+        pairs[:, 0],
+        pairs[:, 1],
         sum(groups.values(), np.zeros((len(measured), len(measured)))),
         groups,
     )
@@ -274,6 +286,8 @@ def as_json(factors: ScaleFactors, layout: Layout, config: FitConfig, tagger: st
                 "total": float(total[i]) if known else None,
                 "status": row.status,
                 "expected_passing": float(factors.expected_passing[i]) if known else None,
+                "efficiency_data": float(factors.efficiency_data[i]) if known else None,
+                "efficiency_simulation": float(factors.efficiency_simulation[i]) if known else None,
                 "truth": None,
             }
         )

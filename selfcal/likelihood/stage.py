@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from selfcal.config.run import FitConfig
+from selfcal.likelihood.build import build_templates, measure_fold, write_discriminants
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.identifiability import (
@@ -25,6 +26,7 @@ from selfcal.likelihood.templates import Templates
 from selfcal.likelihood.workspace import build_workspace
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
+from selfcal.transport.calibration import load_calibration
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,13 @@ def run_fit(context: RunContext) -> list[Path]:
 
     Nothing is written if the fit is refused or does not converge, or if pyhf disagrees.
     """
-    from selfcal.transport.stage import build_templates
-
     torch.set_num_threads(1)
-    config = context.config
-    measured = measure(build_templates(context), config.fit, config.seed)
+    config, results = context.config, context.directory.results
+    calibration = load_calibration(results / "map")
+    fold = measure_fold(context, calibration.regions)
+    measured = measure(build_templates(fold, calibration), config.fit, config.seed)
     confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
     factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name)
-    results = context.directory.results
     contents = {
         "workspace.json": measured.workspace,
         "fit.json": fit_json(measured, confirmation),
@@ -85,7 +86,8 @@ def run_fit(context: RunContext) -> list[Path]:
         f"fit: {len(measured.model.observed)} bins, {len(measured.model.parameters)} parameters, "
         f"goodness of fit p = {goodness['p_value']:.2f}, {len(measured.factors.measured)} scale factors"
     )
-    return [results / name for name in contents]
+    histograms = write_discriminants(fold, calibration, results / "discriminants.safetensors")
+    return [*(results / name for name in contents), histograms]
 
 
 def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, Any]:
@@ -94,15 +96,8 @@ def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, A
     return {
         "schema_version": 1,
         "parameters": [
-            {
-                "name": name,
-                "value": float(value),
-                "uncertainty": float(sigma),
-                "constrained": p.width is not None,
-            }
-            for name, value, sigma, p in zip(
-                result.names, result.best_fit, result.uncertainty, model.parameters, strict=True
-            )
+            {"name": p.name, "value": float(value), "uncertainty": float(sigma), "constrained": bool(p.width)}
+            for p, value, sigma in zip(model.parameters, result.best_fit, result.uncertainty, strict=True)
         ],
         "covariance": result.covariance.tolist(),
         "twice_nll": result.twice_nll,

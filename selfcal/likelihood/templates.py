@@ -46,7 +46,7 @@ class Binning:
         bin_index = np.digitize(discriminant, self.discriminant_edges)
         flat = pt_bin[inside] * self.n_bins + bin_index[inside]
         counts = np.bincount(flat, weights=weight[inside], minlength=self.n_pt * self.n_bins)
-        return counts.reshape(self.n_pt, self.n_bins)
+        return np.asarray(counts, dtype=np.float64).reshape(self.n_pt, self.n_bins)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ For region r, flavour f, pT bin p and discriminant bin k,
 with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of the pT spectrum κ_rfp
 (``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
 become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
-for the others (``residual``, in all bins but the largest), the shifts Δ of the map (``map_mode``, ``map_model``,
-``extrapolation``) and the statistical error of the simulation. The latter is a parameter per bin of the
-flavour whose reference region it is (``simulation``), because the scale factor depends on it, and common
-to all other flavours of a bin (``staterror``). Each bin of each flavour is a sample of its own, so that
-factors of single bins can be shared across channels by name.
+for the others (``residual``, in all bins but the largest), the shifts Δ of the map (``map_mode``,
+``map_model``, ``extrapolation``) and the statistical error of the simulation. The latter is a parameter
+per bin of the flavour whose reference region it is (``simulation``), because the scale factor depends on
+it, and common to all other flavours of a bin (``staterror``). Each bin of each flavour is a sample of its
+own, so that factors of single bins can be shared across channels by name.
 """
 
 from __future__ import annotations
@@ -158,11 +158,8 @@ def is_anchor(layout: Layout, region: int, pt_bin: int) -> bool:
 
 
 def _scale(name: str, width: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "type": "normsys",
-        "data": {"hi": float(np.exp(width)), "lo": float(np.exp(-width))},
-    }
+    data = {"hi": float(np.exp(width)), "lo": float(np.exp(-width))}
+    return {"name": name, "type": "normsys", "data": data}
 
 
 def _parameters(channels: list[dict[str, Any]], layout: Layout) -> list[dict[str, Any]]:

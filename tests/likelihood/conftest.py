@@ -59,7 +59,7 @@ class Settings:
     asimov: bool = False
 
 
-def make_world(seed: int, settings: Settings) -> World:
+def draw_world(seed: int, settings: Settings) -> World:
     """Draw map, residuals, composition and counts; data follow the truth, templates the simulation."""
     rng = np.random.default_rng(seed)
     nominal = np.repeat(efficiencies()[:, None, :], 3, axis=1)
@@ -115,17 +115,17 @@ def make_world(seed: int, settings: Settings) -> World:
 
 @pytest.fixture
 def asimov_world() -> World:
-    """Data equal to expectation, simulation of 1.5 times the data."""
-    return make_world(3, Settings(asimov=True))
+    """Data equal to expectation, simulation of ten times the data."""
+    return draw_world(3, Settings(asimov=True, simulation_size=10.0))
 
 
 @pytest.fixture
 def random_world() -> World:
     """One draw of everything."""
-    return make_world(11, Settings())
+    return draw_world(11, Settings())
 
 
-def one_flavour(data: NDArray[np.float64], shape: NDArray[np.float64], size: float = 1e9) -> Templates:
+def b_jets_only(data: NDArray[np.float64], shape: NDArray[np.float64], size: float = 1e9) -> Templates:
     """One region of b jets only, in one pT bin, with a practically unlimited simulation."""
     content = np.zeros((1, 4, 1, 5))
     content[0, 0, 0] = shape * size
@@ -143,3 +143,15 @@ def one_flavour(data: NDArray[np.float64], shape: NDArray[np.float64], size: flo
         composition=np.array([[1.0, 0.0, 0.0, 0.0]]),
         composition_relative_uncertainty=np.full((1, 4), 0.2),
     )
+
+
+@pytest.fixture
+def make_world():
+    """``make_world(seed, **settings)``."""
+    return lambda seed, **settings: draw_world(seed, Settings(**settings))
+
+
+@pytest.fixture
+def one_flavour():
+    """The function above."""
+    return b_jets_only

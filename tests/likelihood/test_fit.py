@@ -1,0 +1,192 @@
+"""The fit: closed-form answers, convergence, identifiability, toys."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pyhf
+import pytest
+import torch
+
+from selfcal.config.run import FitConfig
+from selfcal.errors import FitError
+from selfcal.likelihood.fit import fit, goodness_of_fit
+from selfcal.likelihood.histfactory import HistFactory
+from selfcal.likelihood.identifiability import identifiability, require_identifiable
+from selfcal.likelihood.pyhf_check import confirm_with_pyhf, pyhf_twice_nll
+from selfcal.likelihood.stage import measure, postfit_yields, pulls
+from selfcal.likelihood.toys import check_pulls, draw_toy
+
+SHAPE = np.array([0.2, 0.1, 0.15, 0.25, 0.3])
+COUNTS = np.array([180.0, 120.0, 140.0, 260.0, 300.0])
+
+
+def test_one_flavour_with_free_shape_reproduces_the_data_exactly(one_flavour) -> None:
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    continuous = [
+        measured.factors.value[i]
+        for i, row in enumerate(measured.factors.measured)
+        if measured.factors.rows[row].kind == "continuous" and measured.factors.rows[row].flavour == "b"
+    ]
+    np.testing.assert_allclose(continuous, COUNTS / COUNTS.sum() / SHAPE, rtol=1e-6)
+
+
+def test_one_flavour_has_the_multinomial_covariance(one_flavour) -> None:
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    total, fraction = COUNTS.sum(), COUNTS / COUNTS.sum()
+    multinomial = (np.diag(fraction) - np.outer(fraction, fraction)) / total
+    expected = multinomial / np.outer(SHAPE, SHAPE)
+    chosen = [
+        i for i, row in enumerate(measured.factors.measured) if measured.factors.rows[row].bin is not None
+    ]
+    found = measured.factors.covariance[np.ix_(chosen, chosen)]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.diag(expected).min())
+    statistics = measured.factors.group_covariance["statistics"][np.ix_(chosen, chosen)]
+    np.testing.assert_allclose(statistics, found, rtol=1e-3, atol=1e-8)
+
+
+def test_simulation_statistics_alone_gives_the_multinomial_error_of_the_simulation(one_flavour) -> None:
+    size = 2000.0
+    measured = measure(one_flavour(COUNTS * 1e6, COUNTS / COUNTS.sum(), size=size), FitConfig())
+    fraction = COUNTS / COUNTS.sum()
+    chosen = [
+        i for i, row in enumerate(measured.factors.measured) if measured.factors.rows[row].bin is not None
+    ]
+    found = measured.factors.group_covariance["simulation_statistics"][np.ix_(chosen, chosen)]
+    expected = (np.diag(fraction) - np.outer(fraction, fraction)) / size / np.outer(fraction, fraction)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_asimov_data_give_back_the_calibration(asimov_world) -> None:
+    measured = measure(asimov_world.templates, FitConfig())
+    worst = max(abs(pull["value"]) for pull in pulls(measured.model, measured.result))
+    # The composition prior of the synthetic world is the truth here, so nothing has to move.
+    assert worst < 1e-4
+    for i, row in enumerate(measured.factors.measured):
+        entry = measured.factors.rows[row]
+        f = measured.layout.flavours.index(entry.flavour)
+        chosen = list(entry.passing)
+        truth = asimov_world.true_efficiency[f, entry.pt_bin, chosen].sum()
+        nominal = asimov_world.nominal_efficiency[f, entry.pt_bin, chosen].sum()
+        assert measured.factors.value[i] == pytest.approx(truth / nominal, rel=1e-4)
+
+
+def test_the_certificate_and_pyhf_confirm_the_minimum(random_world) -> None:
+    before = pyhf.get_backend()
+    measured = measure(random_world.templates, FitConfig())
+    confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
+    assert pyhf.get_backend() == before
+    assert confirmation["pyhf_gradient_in_sigma_max"] < 1e-3
+    certificate = measured.result.certificate
+    assert certificate["edm"] < 1e-8
+    assert certificate["gradient_in_sigma_max"] < 1e-3
+    assert certificate["hessian_eigenvalue_min"] > 0
+    assert certificate["at_bound"] == []
+
+
+def test_the_workspace_satisfies_the_schema_and_opens_after_a_round_trip(random_world) -> None:
+    measured = measure(random_world.templates, FitConfig())
+    text = json.dumps(measured.workspace, allow_nan=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pyhf.schema.validate(json.loads(text), "workspace.json")
+    value, _ = pyhf_twice_nll(json.loads(text), measured.result.names, measured.result.best_fit)
+    assert value == pytest.approx(measured.result.twice_nll, rel=1e-10)
+
+
+def test_numerical_hessian_gives_the_same_uncertainties(one_flavour) -> None:
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    model, result = measured.model, measured.result
+    theta = torch.from_numpy(result.best_fit)
+    gradient = torch.func.grad(lambda t: 0.5 * model.deviance(t, model.observed))
+    step = 1e-5
+    columns = [
+        (gradient(theta + step * axis) - gradient(theta - step * axis)) / (2 * step)
+        for axis in torch.eye(len(theta), dtype=torch.float64)
+    ]
+    inverse = torch.linalg.inv(torch.stack(columns)).numpy()
+    np.testing.assert_allclose(np.sqrt(np.diag(inverse)), result.uncertainty, rtol=1e-5)
+
+
+def test_a_free_yield_beside_a_free_shape_is_refused_and_named(one_flavour) -> None:
+    with pytest.raises(FitError, match="not determined") as caught:
+        measure(one_flavour(COUNTS, SHAPE), FitConfig(fix_reference_yield=False))
+    assert "b shape in pT 20–250 GeV" in str(caught.value)
+    assert "yield of ttbar_emu in pT 20–250 GeV" in str(caught.value)
+
+
+def test_the_standard_model_has_no_null_direction(random_world) -> None:
+    measured = measure(random_world.templates, FitConfig())
+    assert measured.verdict.null_directions == ()
+    assert measured.verdict.smallest_eigenvalue > 1e-6
+
+
+def test_a_parameter_that_changes_nothing_is_named() -> None:
+    sample = {
+        "name": "s",
+        "data": [5.0],
+        "modifiers": [
+            {"name": "mu_a_0", "type": "normfactor", "data": None},
+            {"name": "mu_b_0", "type": "normfactor", "data": None},
+        ],
+    }
+    workspace = {
+        "channels": [{"name": "c", "samples": [sample]}],
+        "observations": [{"name": "c", "data": [5.0]}],
+        "measurements": [{"name": "m", "config": {"poi": "", "parameters": []}}],
+        "version": "1.0.0",
+    }
+    verdict = identifiability(HistFactory(workspace))
+    assert len(verdict.null_directions) == 1
+    with pytest.raises(FitError, match="1 direction"):
+        require_identifiable(verdict)
+
+
+def test_a_fit_that_cannot_converge_is_an_error_and_not_a_number(one_flavour, monkeypatch) -> None:
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    monkeypatch.setattr("selfcal.likelihood.fit.ITERATIONS_MAX", 1)
+    with pytest.raises(FitError, match="did not converge"):
+        fit(measured.model, start=measured.model.start + 0.5 * (~measured.model.constrained))
+
+
+def test_goodness_of_fit_counts_bins_minus_free_parameters(random_world) -> None:
+    measured = measure(random_world.templates, FitConfig())
+    goodness = goodness_of_fit(measured.model, measured.result)
+    # 12 channels of 5 bins; 15 shape factors of b and 9 yields are free.
+    assert goodness["ndf"] == 60 - 15 - 9
+    assert 0.001 < goodness["p_value"] < 0.999
+
+
+def test_fitted_yields_add_up_to_the_total(random_world) -> None:
+    measured = measure(random_world.templates, FitConfig())
+    for channel in postfit_yields(measured):
+        total = np.sum(list(channel["flavours"].values()), axis=0)
+        np.testing.assert_allclose(total, channel["total"], rtol=1e-9)
+        # A free yield or shape makes each channel's total follow the data.
+        assert np.sum(channel["total"]) == pytest.approx(np.sum(channel["data"]), rel=0.02)
+
+
+def test_toy_pulls_are_unit_gaussians_and_a_halved_uncertainty_is_flagged(one_flavour) -> None:
+    measured = measure(one_flavour(5 * COUNTS, SHAPE, size=5e4), FitConfig())
+    model, truth = measured.model, torch.from_numpy(measured.result.best_fit)
+    generator = torch.Generator().manual_seed(4)
+    index = model.index["shape_b_0[4]"]
+    shape = [model.index[f"shape_b_0[{k}]"] for k in range(5)]
+    estimates, sigmas = [], []
+    for _ in range(60):
+        counts, toy = draw_toy(model, truth, generator)
+        result = fit(toy, counts)
+        # The shape's fraction in the tightest bin, with its first-order error.
+        y = result.best_fit[shape] * SHAPE
+        slope = SHAPE[4] * ((np.arange(5) == 4) / y.sum()) - y[4] * SHAPE / y.sum() ** 2
+        estimates.append(y[4] / y.sum())
+        sigmas.append(np.sqrt(slope @ result.covariance[np.ix_(shape, shape)] @ slope))
+    y = measured.result.best_fit[shape] * SHAPE
+    expected = np.full(60, y[4] / y.sum())
+    assert index == shape[4]
+    assert check_pulls(np.array(estimates), expected, np.array(sigmas)).passed
+    halved = check_pulls(np.array(estimates), expected, 0.5 * np.array(sigmas))
+    assert not halved.passed
+    assert halved.width > halved.width_high
