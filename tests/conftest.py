@@ -36,7 +36,8 @@ def make_synthetic_jets(
 
     fields = fields or TRACK_FIELDS
     generator = np.random.default_rng(seed)
-    counts = generator.poisson(n_tracks, jets) if isinstance(n_tracks, int) else np.asarray(n_tracks, np.int64)
+    given = None if isinstance(n_tracks, int) else np.asarray(n_tracks, np.int64)
+    counts = generator.poisson(n_tracks, jets) if given is None else given
     n, total = len(counts), int(counts.sum())
     flavour = generator.integers(0, 4, n).astype(np.int8)
     displacement = np.repeat(np.array([4.0, 2.0, 0.0, 1.0])[flavour], counts)

@@ -67,6 +67,7 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"),
 )
 
+
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes exactly the text that :class:`_Loader` would take for something else."""
 

@@ -139,7 +139,7 @@ class CompositionConfig(Configured):
 
     relative_floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     steps: PositiveInt = 300
-    batch_size: PositiveInt = 1024
+    batch_size: PositiveInt = 512
     learning_rate: Positive = 2e-2
 
 

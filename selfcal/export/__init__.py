@@ -1,1 +1,1 @@
-
+"""Scale factors in the formats that analyses read."""

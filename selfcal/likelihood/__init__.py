@@ -1,1 +1,1 @@
-
+"""Templates, the HistFactory likelihood, and the scale factors it gives."""

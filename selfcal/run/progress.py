@@ -70,7 +70,10 @@ class _PlainTracker:
     total: int
     stream: TextIO
     interval_s: float
-    last_line: float = field(default_factory=time.monotonic)
+    last_line: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_line = time.monotonic()
 
     def update(self, done: int) -> None:
         now = time.monotonic()

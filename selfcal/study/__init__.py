@@ -1,1 +1,1 @@
-
+"""Studies and the pipeline: the stages of a run, and runs at many points."""

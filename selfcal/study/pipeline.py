@@ -64,6 +64,9 @@ def _train_configuration(context: RunContext) -> Any:
         "seed": config.seed,
         "tagger": config.tagger.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json"),
+        "working_points": config.fit.model_dump(
+            mode="json", include={"working_points", "working_point_region"}
+        ),
     }
 
 

@@ -1,1 +1,1 @@
-
+"""The tagger: inputs, network, discriminants, working points."""

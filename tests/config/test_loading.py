@@ -43,7 +43,9 @@ def test_unknown_key_names_line_and_nearest(project):
 
 def test_unknown_key_below_a_mapping_of_free_names(project):
     path = project / "run.yaml"
-    path.write_text(path.read_text() + "generate:\n  worlds:\n    odd:\n      detector: {d0_core_scal: 1.1}\n")
+    path.write_text(
+        path.read_text() + "generate:\n  worlds:\n    odd:\n      detector: {d0_core_scal: 1.1}\n"
+    )
     error = problems_of(path)
     assert error.where == f"{path}, line 7, key 'generate.worlds.odd.detector.d0_core_scal'"
     assert error.fix == "did you mean 'd0_core_scale'?"
@@ -92,7 +94,9 @@ def test_all_problems_come_at_once(project):
 
 def test_later_configurations_assignments_and_seed_win(project):
     (project / "more.yaml").write_text("seed: 5\ntraining: {epochs: 7}\n")
-    (project / "run.yaml").write_text((project / "run.yaml").read_text() + "training: {epochs: 2, batch_size: 9}\n")
+    (project / "run.yaml").write_text(
+        (project / "run.yaml").read_text() + "training: {epochs: 2, batch_size: 9}\n"
+    )
     files = [project / "run.yaml", project / "more.yaml"]
     config = load_run(files).config
     assert (config.seed, config.training.epochs, config.training.batch_size) == (5, 7, 9)
@@ -148,7 +152,8 @@ def test_cards_must_agree_with_each_other(project):
         "generate:\n  process: dijet\n  world: shifte\n  jets: 3\n"
     )
     (project / "run.yaml").write_text(
-        "name: x\ndata: {cards: [cards/sim.yaml, cards/data.yaml]}\ngenerate: {worlds: {nominal: {}, shifted: {}}}\n"
+        "name: x\ndata: {cards: [cards/sim.yaml, cards/data.yaml]}\n"
+        "generate: {worlds: {nominal: {}, shifted: {}}}\n"
     )
     text = str(problems_of(project / "run.yaml"))
     card = project / "cards" / "data.yaml"

@@ -1,0 +1,90 @@
+"""Rules about the code itself."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import selfcal
+
+PACKAGE = Path(selfcal.__file__).parent
+TRUTH_MODULE = "selfcal.data.closure_truth"
+MAY_IMPORT = {
+    TRUTH_MODULE: {"selfcal/study/truth.py"},
+    "selfcal.study.truth": {"selfcal/study/closure.py"},
+    "selfcal.study.closure": {"selfcal/study/fit_stage.py"},
+    "selfcal.study.fit_stage": set(),
+}
+"""The way from truth to the outside, and who may take each step; the pipeline names its end as text."""
+TRUTH_NAMERS = {"selfcal/data/closure_truth.py", "selfcal/data/hdf5.py"}
+"""Modules that may spell the name of the truth dataset: its reader, and the writer of files."""
+TOO_VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Every module and every name of a module that a file imports, absolute."""
+    found: set[str] = set()
+    package = list(path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_import_walk_sees_every_form(tmp_path, monkeypatch):
+    folder = tmp_path / "selfcal" / "data"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path / "selfcal")
+    forms = [
+        "import selfcal.data.closure_truth",
+        "from selfcal.data import closure_truth",
+        "from selfcal.data.closure_truth import read_closure_truth",
+        "from . import closure_truth",
+        "from .closure_truth import read_closure_truth",
+        "from ..data import closure_truth as t",
+        "def f():\n    from selfcal.data.closure_truth import read_closure_truth",
+    ]
+    for form in forms:
+        path = folder / "x.py"
+        path.write_text(form)
+        assert TRUTH_MODULE in imported(path), form
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_only_the_closure_check_reads_the_truth_of_pseudo_data(path):
+    for module, importers in MAY_IMPORT.items():
+        if name_of(path) not in importers:
+            assert module not in imported(path)
+    if name_of(path) not in TRUTH_NAMERS:
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        # Messages and docstrings may speak of it; a lone name would be a way around the reader.
+        assert "closure_truth" not in strings
+        assert TRUTH_MODULE not in strings
+
+
+def test_modules_are_named_after_what_they_hold():
+    names = {part for path in modules() for part in path.relative_to(PACKAGE).with_suffix("").parts}
+    assert not names & TOO_VAGUE
+
+
+def test_every_module_says_what_it_is():
+    silent = [name_of(path) for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
