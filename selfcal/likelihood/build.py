@@ -76,7 +76,11 @@ def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
 
 
 def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
-    """Counts of data, and of simulation under the nominal, stiff and replica maps."""
+    """Counts of data, and of simulation under the nominal, stiff and replica maps.
+
+    The composition enters as the derive fold's fit, which holds the cards' priors and is
+    independent of the data that are counted here.
+    """
     regions = calibration.regions
 
     def counts(jets: ScoredJets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -91,7 +95,7 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         [counts(calibration.apply(jets, maps))[0] for jets in simulation] for maps in calibration.replicas
     ]
     data = [fold.binning.count(jets.pt_gev, fold.discriminant(jets), jets.weight) for jets in observed]
-    prior = calibration.prior
+    fractions, uncertainty = calibration.fractions, calibration.fraction_uncertainty
     return Templates(
         regions=regions,
         binning=fold.binning,
@@ -101,8 +105,9 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         calibrated=np.stack([total for total, _ in calibrated]),
         calibrated_variance=np.stack([variance for _, variance in calibrated]),
         replicas=np.stack([np.stack(replica) for replica in replicas]),
-        composition=prior.fractions.numpy(),
-        composition_relative_uncertainty=(prior.uncertainty / prior.fractions).numpy(),
+        composition=fractions.numpy(),
+        # A flavour that the simulation lacks has a tiny fraction with an absolute width.
+        composition_relative_uncertainty=(uncertainty / fractions).clamp_max(1.0).numpy(),
         variations={"stiff": np.stack(stiff)},
     )
 
@@ -114,7 +119,8 @@ def write_discriminants(fold: MeasureFold, calibration: Calibration, path: Path)
     the spread of the bootstrap maps ⊕ the statistical error of the simulation.
     """
     every = np.concatenate([fold.discriminant(jets) for jets in fold.data.values()])
-    edges = np.linspace(*np.quantile(every, [0.001, 0.999]), HISTOGRAM_BINS + 1)
+    low, high = (float(np.quantile(every, share)) for share in (0.001, 0.999))
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     arrays: dict[str, NDArray[np.float64]] = {"edges": edges}
     for r, region in enumerate(calibration.regions):
         data, jets = fold.data[region], fold.simulation[region]
@@ -148,9 +154,11 @@ def _histogram(
 ) -> NDArray[np.float64]:
     """Sums of weights; what lies outside is counted in the first or last bin."""
     clipped = np.clip(values, edges[0], np.nextafter(edges[-1], -np.inf))
-    return np.histogram(clipped, edges, weights=weight)[0].astype(np.float64)
+    counts: NDArray[np.float64] = np.histogram(clipped, edges, weights=weight)[0]
+    return counts
 
 
 def _fractions(jets: ScoredJets) -> NDArray[np.float64]:
     total = np.bincount(jets.flavour, weights=jets.weight, minlength=4)
-    return np.maximum(total, 1e-9) / total.sum()
+    fractions: NDArray[np.float64] = np.maximum(total, 1e-9) / total.sum()
+    return fractions

@@ -7,16 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def pair_distances(
-    x: Float[Tensor, "n features"], y: Float[Tensor, "m features"]
-) -> Float[Tensor, "n m"]:
+def pair_distances(x: Float[Tensor, "n features"], y: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
     """Euclidean distances |x_i - y_j|, with a defined (zero) gradient where they vanish."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def mean_distance_within(
-    x: Float[Tensor, "n features"], weight: Float[Tensor, " n"]
-) -> Float[Tensor, ""]:
+def mean_distance_within(x: Float[Tensor, "n features"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """Σ_{i≠j} w_i w_j |x_i - x_j| / Σ_{i≠j} w_i w_j: unbiased for E|X - X'|."""
     pairs = weight.sum().square() - weight.square().sum()
     return (weight @ pair_distances(x, x) @ weight) / pairs

@@ -103,12 +103,16 @@ def fill_truth(context: RunContext, factors: dict[str, Any], binning: Binning) -
             chosen = [
                 (i, row)
                 for i, row in enumerate(rows)
-                if row["flavour"] == flavour and row["kind"] == "working_point" and row["pt_gev"] == [low, high]
+                if row["flavour"] == flavour
+                and row["kind"] == "working_point"
+                and row["pt_gev"] == [low, high]
             ]
             shares = [
                 PassingShares.of(_discriminant(context, part), part.weight, binning.discriminant_edges)
                 for jets in (data, simulation)
-                for part in [jets.select((jets.flavour == index) & (jets.pt_gev >= low) & (jets.pt_gev < high))]
+                for part in [
+                    jets.select((jets.flavour == index) & (jets.pt_gev >= low) & (jets.pt_gev < high))
+                ]
                 if len(part)
             ]
             if len(shares) < 2 or not (shares[0].value > 0).all() or not (shares[1].value > 0).all():
@@ -231,7 +235,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "mean_deviation_uncalibrated": float(np.mean([abs(r["ratio_uncalibrated"] - 1) for r in chosen])),
             "mean_deviation_calibrated": float(np.mean([abs(r["ratio_calibrated"] - 1) for r in chosen])),
             "within_two_sigma": sum(
-                abs(row["ratio_calibrated"] - 1) <= 2 * sigma for row, sigma in zip(chosen, total, strict=True)
+                abs(row["ratio_calibrated"] - 1) <= 2 * sigma
+                for row, sigma in zip(chosen, total, strict=True)
             ),
         }
     return summary

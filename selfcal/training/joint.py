@@ -80,7 +80,7 @@ class _Learnt(nn.Module):
         super().__init__()
         self.tagger = tagger
         self.composition = Composition(start.fractions)
-        self.maps = start.maps.requires_grad_(True)
+        self.maps = start.maps.requires_grad_()
 
     def calibration(self) -> list[nn.Parameter]:
         return [*self.composition.parameters(), *self.maps.parameters()]
@@ -114,7 +114,7 @@ def train_jointly(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stage = _JointStage(tagger, simulation, data, validation, frame, prior, start, config, training, seed)
-        return stage.run(checkpoint, on_step or (lambda done, total: None))
+        return stage.run(checkpoint, on_step or (lambda _done, _total: None))
 
 
 class _JointStage:

@@ -53,6 +53,4 @@ class AffineMap(CalibrationMap):
 
     def stiffness(self) -> Float[Tensor, ""]:
         width = self.prior_width
-        return 0.5 * (
-            (self.constant / width).square().sum() + (self.slope / (0.5 * width)).square().sum()
-        )
+        return 0.5 * ((self.constant / width).square().sum() + (self.slope / (0.5 * width)).square().sum())

@@ -58,7 +58,7 @@ def fit_base_densities(
     generator: torch.Generator,
     start: BaseDensities | None = None,
     steps: int | None = None,
-    progress: Callable[[int], None] = lambda step: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> BaseDensities:
     """Weighted maximum likelihood on labelled simulation, all flavours in step.
 
@@ -105,4 +105,4 @@ def fit_base_densities(
         optimiser.step()
         schedule.step()
         progress(step + 1)
-    return densities.requires_grad_(False)
+    return densities.requires_grad_(requires_grad=False)

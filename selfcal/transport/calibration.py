@@ -72,11 +72,16 @@ class Calibration:
 
 
 def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame) -> Calibration:
-    """Gather the results of a derivation whose tasks are all done."""
+    """Gather the results of a derivation whose tasks are all done.
+
+    The uncertainty of a fraction is the larger of the bootstrap spreads of the two fits
+    (bulk distance, likelihood) in quadrature with their difference.
+    """
     count = derivation.config.bootstraps
     replicas = [derivation.mixture(f"replica-{index}") for index in range(count)]
     nominal, bulk = derivation.mixture(), derivation.composition()
-    fractions = torch.stack([replica.fractions for replica in replicas])
+    spread = torch.stack([replica.fractions for replica in replicas]).var(0)
+    disagreement = nominal.fractions - bulk.fractions
     return Calibration(
         frame,
         regions,
@@ -86,7 +91,7 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
         derivation.prior,
         nominal.fractions,
         bulk.fractions,
-        torch.maximum(fractions.std(0), derivation.fraction_uncertainty()),
+        (torch.maximum(spread, derivation.fraction_uncertainty().square()) + disagreement.square()).sqrt(),
     )
 
 
@@ -140,7 +145,7 @@ def load_calibration(folder: Path) -> Calibration:
         def restored(maps: FlavourMaps, prefix: str) -> FlavourMaps:
             start = prefix + "/"
             maps.load_state_dict({n.removeprefix(start): v for n, v in arrays.items() if n.startswith(start)})
-            return maps.requires_grad_(False)
+            return maps.requires_grad_(requires_grad=False)
 
         return Calibration(
             frame,

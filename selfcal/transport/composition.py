@@ -47,9 +47,7 @@ class Composition(nn.Module):
         return torch.softmax(start + self.offset, dim=1)
 
 
-def prior_cost(
-    fractions: Float[Tensor, "regions flavours"], prior: CompositionPrior
-) -> Float[Tensor, ""]:
+def prior_cost(fractions: Float[Tensor, "regions flavours"], prior: CompositionPrior) -> Float[Tensor, ""]:
     """½ Σ ((π - π0) / σ)²."""
     return 0.5 * ((fractions - prior.fractions) / prior.uncertainty).square().sum()
 
@@ -110,7 +108,7 @@ def fit_composition(
     generator: torch.Generator,
     start: CompositionFit | None = None,
     steps: int | None = None,
-    progress: Callable[[int], None] = lambda step: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> CompositionFit:
     """Fractions and a stiff affine map per flavour by the energy distance.
 
@@ -128,9 +126,15 @@ def fit_composition(
     )
     scales = []
     for sim, obs in pairs:
-        size = _effective(sim.weight) * _effective(obs.weight) / (_effective(sim.weight) + _effective(obs.weight))
+        size = (
+            _effective(sim.weight)
+            * _effective(obs.weight)
+            / (_effective(sim.weight) + _effective(obs.weight))
+        )
         some = _minibatch(obs, 1000, generator)
-        scales.append(0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight)))
+        scales.append(
+            0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight))
+        )
     composition = Composition(prior.fractions if start is None else start.fractions)
     maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, map_scale))
     if start is not None:
@@ -153,7 +157,7 @@ def fit_composition(
             )
             loss = loss + scales[region] * distance
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if step >= steps // 2:
@@ -164,7 +168,7 @@ def fit_composition(
     with torch.no_grad():
         for mean, parameter in zip(average, parameters, strict=True):
             parameter.copy_(mean)
-    return CompositionFit(composition().detach(), maps.requires_grad_(False))
+    return CompositionFit(composition().detach(), maps.requires_grad_(requires_grad=False))
 
 
 def _effective(weight: Tensor) -> float:

@@ -64,9 +64,13 @@ def _tensors(module: nn.Module, prefix: str) -> dict[str, np.ndarray]:
 
 
 def _restore(module: nn.Module, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
-    state = {name.removeprefix(prefix): torch.from_numpy(value) for name, value in arrays.items() if name.startswith(prefix)}
+    state = {
+        name.removeprefix(prefix): torch.from_numpy(value)
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
     module.load_state_dict(state)
-    module.requires_grad_(False)
+    module.requires_grad_(requires_grad=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ class Derivation:
     @classmethod
     def open(cls, folder: Path) -> Derivation:
         """Load what :func:`write_inputs` stored."""
-        arrays = {name: torch.from_numpy(value) for name, value in read_arrays(folder / "inputs.safetensors").items()}
+        arrays = {
+            name: torch.from_numpy(value)
+            for name, value in read_arrays(folder / "inputs.safetensors").items()
+        }
         config = CalibrationConfig.model_validate_json((folder / "config.json").read_text())
         return cls(
             folder,
@@ -116,7 +123,9 @@ class Derivation:
 
         Without this the spread of the replicas would miss what only the prior decides.
         """
-        noise = torch.randn(self.prior.fractions.shape, generator=self.generator(f"prior-{index}"), dtype=torch.float64)
+        noise = torch.randn(
+            self.prior.fractions.shape, generator=self.generator(f"prior-{index}"), dtype=torch.float64
+        )
         centre = (self.prior.fractions + self.prior.uncertainty * noise).clamp_min(0.1 * self.prior.fractions)
         return CompositionPrior(centre / centre.sum(1, keepdim=True), self.prior.uncertainty)
 
@@ -130,7 +139,9 @@ class Derivation:
 
     def densities(self, task: str = "densities") -> BaseDensities:
         """Finished base densities."""
-        densities = BaseDensities(self.simulation.coordinates.shape[1], self.regions, self.config.base_density)
+        densities = BaseDensities(
+            self.simulation.coordinates.shape[1], self.regions, self.config.base_density
+        )
         _restore(densities, read_arrays(self.path(task)), "density.")
         return densities
 
@@ -150,7 +161,9 @@ class Derivation:
         return (replicas.var(0) + floor.square()).sqrt().clamp_min(1e-4)
 
 
-def _save_composition(derivation: Derivation, task: str, fit: CompositionFit, extra: Mapping[str, np.ndarray]) -> None:
+def _save_composition(
+    derivation: Derivation, task: str, fit: CompositionFit, extra: Mapping[str, np.ndarray]
+) -> None:
     write_arrays(
         derivation.path(task),
         {"fractions": fit.fractions.numpy(), **_tensors(fit.maps, "stiff."), **extra},
@@ -171,7 +184,10 @@ def _run_composition(derivation: Derivation) -> None:
 
 def _run_densities(derivation: Derivation) -> None:
     densities = fit_base_densities(
-        derivation.simulation, derivation.regions, derivation.config.base_density, derivation.generator("densities")
+        derivation.simulation,
+        derivation.regions,
+        derivation.config.base_density,
+        derivation.generator("densities"),
     )
     write_arrays(derivation.path("densities"), _tensors(densities, "density."))
 
@@ -221,9 +237,7 @@ def _run_mixture(derivation: Derivation, index: int | None) -> None:
         start=None if nominal else derivation.mixture(),
         steps=None if nominal else derivation.config.bootstrap_steps,
     )
-    write_arrays(
-        derivation.path(task), {"fractions": fit.fractions.numpy(), **_tensors(fit.maps, "map.")}
-    )
+    write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **_tensors(fit.maps, "map.")})
 
 
 def run_task(folder: Path, task: str) -> str:

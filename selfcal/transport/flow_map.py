@@ -56,7 +56,7 @@ class ZukoCouplings(nn.Module):
             for moved in _masks(coordinates, config.transforms)
         )
         for layer in self.layers:
-            last = layer.hyper[-1]
+            last: nn.Linear = layer.hyper[-1]  # type: ignore[assignment,index]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -79,7 +79,9 @@ class ZukoCouplings(nn.Module):
         return x, total
 
 
-def _zuko_spline(widths: Tensor, heights: Tensor, derivatives: Tensor) -> zuko.transforms.MonotonicRQSTransform:
+def _zuko_spline(
+    widths: Tensor, heights: Tensor, derivatives: Tensor
+) -> zuko.transforms.MonotonicRQSTransform:
     return zuko.transforms.MonotonicRQSTransform(widths, heights, derivatives, bound=SPLINE_BOUND)
 
 

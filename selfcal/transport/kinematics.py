@@ -40,7 +40,7 @@ def fit_logistic(
         result.backward()  # type: ignore[no-untyped-call]
         return result
 
-    optimiser.step(closure)
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     return coefficients.detach()
 
 

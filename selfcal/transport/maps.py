@@ -48,7 +48,8 @@ class CalibrationMap(nn.Module, ABC):
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, " jets"]:
         """Squared distance |T(u) - u|² by which each jet is moved."""
-        return (self(coordinates, conditions) - coordinates).square().sum(1)
+        moved: Tensor = self(coordinates, conditions)
+        return (moved - coordinates).square().sum(1)
 
     @abstractmethod
     def stiffness(self) -> Float[Tensor, ""]:
@@ -61,11 +62,13 @@ class IdentityMap(CalibrationMap):
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:
+        del conditions
         return coordinates
 
     def inverse_and_log_det(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        del conditions
         return coordinates, coordinates.new_zeros(len(coordinates))
 
     def stiffness(self) -> Float[Tensor, ""]:

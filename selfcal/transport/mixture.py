@@ -32,9 +32,7 @@ class KinematicFractions:
         self.coefficients = []
         for region in range(len(simulated)):
             part = simulation.in_region(region)
-            self.coefficients.append(
-                fit_logistic(part.conditions, part.flavour, part.weight, len(FLAVOURS))
-            )
+            self.coefficients.append(fit_logistic(part.conditions, part.flavour, part.weight, len(FLAVOURS)))
 
     def log_prior(self, sample: Sample) -> Float[Tensor, "jets flavours"]:
         """ln p_r(f | c) - ln π_rf(simulation) of every jet: to this ln π_rf is added."""
@@ -80,7 +78,7 @@ def fit_mixture(
     generator: torch.Generator,
     start: MixtureFit | None = None,
     steps: int | None = None,
-    progress: Callable[[int], None] = lambda step: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> MixtureFit:
     """Maps T and fractions π that maximise
 
@@ -108,9 +106,7 @@ def fit_mixture(
         optimiser, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=0.1
     )
     total = float(data.weight.sum())
-    cost_scale = 0.5 * config.displacement_weight / (
-        data.coordinates.shape[1] * config.displacement_scale**2
-    )
+    cost_scale = 0.5 * config.displacement_weight / (data.coordinates.shape[1] * config.displacement_scale**2)
     for step in range(steps):
         rows = torch.randint(len(data), (min(config.batch_size, len(data)),), generator=generator)
         batch = data.rows(rows)
@@ -125,9 +121,9 @@ def fit_mixture(
         if not torch.isfinite(loss):
             raise FitError("the mixture likelihood is not finite", where=f"step {step}")
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
         progress(step + 1)
-    return MixtureFit(maps.requires_grad_(False), composition().detach())
+    return MixtureFit(maps.requires_grad_(requires_grad=False), composition().detach())

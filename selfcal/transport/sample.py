@@ -57,9 +57,7 @@ class Sample:
         return replace(self, weight=self.weight * torch.from_numpy(factor))
 
 
-def build_sample(
-    jets: Mapping[str, ScoredJets], regions: Sequence[str], frame: ScoreFrame
-) -> Sample:
+def build_sample(jets: Mapping[str, ScoredJets], regions: Sequence[str], frame: ScoreFrame) -> Sample:
     """Tensors of ``jets`` (one entry per region) in the order of ``regions``.
 
     Raises

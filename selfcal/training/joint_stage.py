@@ -1,0 +1,91 @@
+"""The joint part of the calibrate stage: jets of the train fold in, a changed tagger out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from selfcal.data.folds import Fold
+from selfcal.data.jets import Jets
+from selfcal.data.score_files import join_datasets
+from selfcal.data.scored import ScoredJets, concatenate
+from selfcal.run.atomic import write_json
+from selfcal.run.context import RunContext
+from selfcal.run.metrics import append_metrics, drop_metrics
+from selfcal.tagger.batching import TensorJets, join
+from selfcal.tagger.bundle import TaggerBundle
+from selfcal.training.control_regions import cards_of, composition_prior
+from selfcal.training.joint import JointSample, train_jointly
+from selfcal.training.samples import for_validation, jets_in_fold
+from selfcal.training.scores_stage import scored
+from selfcal.transport.composition import fit_composition
+from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.sample import build_sample, simulated_fractions
+
+
+def run_joint_training(context: RunContext, bundle: TaggerBundle, regions: tuple[str, ...]) -> list[Path]:
+    """Change ``bundle.model`` in place and write ``results/joint.json``.
+
+    First fractions and stiff maps with the tagger as it is, then all three together.
+    """
+    config = context.config
+    tensors: dict[str, list[TensorJets]] = {"simulation": [], "data": [], "validation": []}
+    scores: dict[str, dict[str, ScoredJets]] = {"simulation": {}, "data": {}}
+    for region in regions:
+        for role in ("simulation", "data"):
+            parts: list[ScoredJets] = []
+            for card in cards_of(context, role, region):
+                for jets in jets_in_fold(context, card, Fold.TRAIN):
+                    kept = jets
+                    if role == "simulation":
+                        chosen = for_validation(jets, config.training.validation_fraction)
+                        tensors["validation"].append(bundle.tensors(jets.select(chosen)))
+                        kept = jets.select(~chosen)
+                    tensors[role].append(bundle.tensors(kept))
+                    parts.append(_scored(bundle, kept, region))
+            scores[role][region] = join_datasets(parts)
+    frame = ScoreFrame.from_jets(concatenate(list(scores["simulation"].values())))
+    samples = {role: build_sample(scores[role], regions, frame) for role in scores}
+    prior = composition_prior(context, regions, simulated_fractions(samples["simulation"], len(regions)))
+    calibration = config.calibration
+    start_tracker = context.progress("composition before joint training", calibration.composition.steps)
+    start = fit_composition(
+        samples["simulation"],
+        samples["data"],
+        prior,
+        calibration.composition,
+        calibration.map.displacement_scale,
+        torch.Generator().manual_seed(config.seed),
+        progress=start_tracker.update,
+    )
+    steps = calibration.joint.epochs * max(1, len(samples["simulation"]) // calibration.joint.batch_size)
+    tracker = context.progress("joint training", steps)
+    result = train_jointly(
+        bundle.model,
+        JointSample(join(tensors["simulation"]), samples["simulation"]),
+        JointSample(join(tensors["data"]), samples["data"]),
+        join(tensors["validation"]),
+        frame,
+        prior,
+        start,
+        calibration.joint,
+        config.training,
+        seed=config.seed,
+        checkpoint=context.directory.checkpoints / "joint.safetensors",
+        on_step=lambda done, _: tracker.update(done),
+    )
+    drop_metrics(context.directory.metrics, "joint")
+    for row in result.history:
+        append_metrics(context.directory.metrics, row)
+    path = context.directory.results / "joint.json"
+    write_json(
+        path, {"epochs_kept": result.epochs_kept, "stopped": result.stopped, "history": result.history}
+    )
+    return [path]
+
+
+def _scored(bundle: TaggerBundle, jets: Jets, region: str) -> ScoredJets:
+    fold = np.full(len(jets), Fold.TRAIN, dtype=np.int8)
+    return scored(bundle, [jets], region, fold, labelled=jets.labelled)

@@ -1,0 +1,160 @@
+"""Composition and maps on synthetic scores whose true map and fractions are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfcal.config.run import BaseDensityConfig, CalibrationConfig, CompositionConfig, MapConfig
+from selfcal.data.scored import concatenate
+from selfcal.errors import DataError
+from selfcal.run.atomic import read_arrays
+from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
+from selfcal.transport.composition import CompositionPrior
+from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.derivation import Derivation, derive, write_inputs
+from selfcal.transport.kinematics import kinematic_weights
+from selfcal.transport.mixture import KinematicFractions
+from selfcal.transport.optimality import displacement_table
+from selfcal.transport.sample import build_sample, simulated_fractions
+from tests.transport.synthetic_world import FRACTIONS, REGIONS, SHIFTS, SyntheticWorld
+
+CONFIG = CalibrationConfig(
+    base_density=BaseDensityConfig(steps=200, hidden_width=24, transforms=2, learning_rate=5e-3),
+    composition=CompositionConfig(steps=150, batch_size=384),
+    map=MapConfig(steps=120, batch_size=512, learning_rate=8e-3),
+    bootstraps=2,
+    bootstrap_steps=20,
+)
+
+
+def wrong_prior() -> CompositionPrior:
+    """Charm 20 % too low, light 25 % too high, 25 % wide."""
+    centre = torch.from_numpy(FRACTIONS) * torch.tensor([1.0, 0.8, 1.25, 1.0])
+    centre = centre / centre.sum(1, keepdim=True)
+    return CompositionPrior(centre, 0.25 * centre)
+
+
+def prepare(world: SyntheticWorld, folder: Path) -> ScoreFrame:
+    frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
+    simulation = build_sample(world.simulation, REGIONS, frame)
+    data = build_sample(world.data, REGIONS, frame)
+    write_inputs(folder, simulation, data, wrong_prior(), CONFIG, seed=5)
+    return frame
+
+
+@pytest.fixture(scope="module")
+def derived(world: SyntheticWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Derivation, ScoreFrame]:
+    folder = tmp_path_factory.mktemp("derivation")
+    frame = prepare(world, folder)
+    return derive(folder, 1, lambda done, total: None), frame
+
+
+@pytest.fixture(scope="module")
+def calibration(derived: tuple[Derivation, ScoreFrame]) -> Calibration:
+    return collect(derived[0], REGIONS, derived[1])
+
+
+def true_fractions(world: SyntheticWorld) -> np.ndarray:
+    return np.stack([np.bincount(world.data_flavour[r], minlength=4) / len(world.data[r]) for r in REGIONS])
+
+
+def test_main_fractions_are_recovered_from_a_wrong_prior(calibration: Calibration, world: SyntheticWorld) -> None:
+    truth, prior = true_fractions(world), calibration.prior.fractions.numpy()
+    main = truth > 0.35
+    assert np.abs(prior - truth)[main].max() > 0.06
+    assert np.abs(calibration.fractions.numpy() - truth)[main].max() < 0.035
+
+
+def test_fraction_errors_cover_what_the_prior_decides(calibration: Calibration, world: SyntheticWorld) -> None:
+    """Small components stay near their wrong prior; their quoted σ must say so."""
+    pull = (calibration.fractions.numpy() - true_fractions(world)) / calibration.fraction_uncertainty.numpy()
+    assert np.abs(pull).max() < 4.0
+
+
+def test_light_jets_move_by_the_true_shift(calibration: Calibration, world: SyntheticWorld) -> None:
+    jets = concatenate(list(world.simulation.values()))
+    light = jets.select(jets.flavour == 2)
+    before = calibration.frame.enter(torch.from_numpy(light.log_probability))
+    moved = calibration.frame.enter(
+        torch.from_numpy(calibration.apply(light, calibration.nominal).log_probability)
+    )
+    expected = SHIFTS[2] / np.array(calibration.frame.scale)
+    assert np.abs((moved - before).mean(0).numpy() - expected).max() < 0.06
+
+
+def test_numbers_depend_neither_on_interruption_nor_on_processes(
+    derived: tuple[Derivation, ScoreFrame], world: SyntheticWorld, tmp_path: Path
+) -> None:
+    prepare(world, tmp_path)
+    finished = derived[0]
+    for task in ("composition", "densities", "bulk-0", "bulk-1", "mixture"):
+        (tmp_path / f"{task}.safetensors").write_bytes(finished.path(task).read_bytes())
+    resumed = derive(tmp_path, 2, lambda done, total: None)
+    for index in range(2):
+        first, second = (read_arrays(d.path(f"replica-{index}")) for d in (finished, resumed))
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(
+        read_arrays(resumed.path("replica-0"))["fractions"], read_arrays(resumed.path("replica-1"))["fractions"]
+    )
+
+
+def test_calibration_survives_a_round_trip(calibration: Calibration, world: SyntheticWorld, tmp_path: Path) -> None:
+    save_calibration(calibration, CONFIG.map, tmp_path)
+    again = load_calibration(tmp_path)
+    jets = world.simulation[REGIONS[0]]
+    for maps in ("nominal", "stiff"):
+        first = calibration.apply(jets, getattr(calibration, maps)).log_probability
+        assert np.array_equal(first, again.apply(jets, getattr(again, maps)).log_probability)
+    with pytest.raises(DataError, match="without flavour label"):
+        again.apply(world.data[REGIONS[0]], again.nominal)
+    (tmp_path / "map.safetensors").write_bytes((tmp_path / "map.safetensors").read_bytes()[:1000])
+    with pytest.raises(DataError, match="damaged"):
+        load_calibration(tmp_path)
+
+
+def test_bootstrap_keeps_events_together(world: SyntheticWorld) -> None:
+    frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
+    sample = build_sample(world.data, REGIONS, frame)
+    replica = sample.resampled(np.random.default_rng(1))
+    pairs = replica.weight.reshape(-1, 2)
+    assert torch.equal(pairs[:, 0], pairs[:, 1])
+    assert abs(float(replica.weight.mean()) - 1.0) < 0.05
+    assert abs(float(pairs[:, 0].var()) - 1.0) < 0.1
+
+
+def test_kinematic_weights_give_the_data_spectrum() -> None:
+    generator = torch.Generator().manual_seed(1)
+    simulation = torch.randn(20000, 2, generator=generator, dtype=torch.float64)
+    data = torch.randn(20000, 2, generator=generator, dtype=torch.float64) * 0.9 + 0.2
+    ones = torch.ones(20000, dtype=torch.float64)
+    weight = kinematic_weights(simulation, data, ones, ones)
+    mean = (weight[:, None] * simulation).mean(0)
+    variance = (weight[:, None] * (simulation - mean).square()).mean(0)
+    assert weight.mean() == pytest.approx(1.0)
+    assert torch.allclose(mean, data.mean(0), atol=0.03)
+    assert torch.allclose(variance, data.var(0), atol=0.04)
+
+
+def test_fractions_follow_the_kinematics(world: SyntheticWorld) -> None:
+    frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
+    simulation = build_sample(world.simulation, REGIONS, frame)
+    simulated = simulated_fractions(simulation, len(REGIONS))
+    model = KinematicFractions(simulation, simulated)
+    local = torch.softmax(model.log_prior(simulation) + simulated.log()[simulation.region], dim=1)
+    for region in range(len(REGIONS)):
+        rows = simulation.region == region
+        assert torch.allclose(local[rows].mean(0), simulated[region], atol=0.003)
+
+
+def test_a_shift_is_its_own_optimal_transport(calibration: Calibration, world: SyntheticWorld) -> None:
+    jets = concatenate(list(world.simulation.values()))
+    rows = displacement_table(calibration, jets, seed=1)
+    assert {row["flavour"] for row in rows} == {"b", "c", "light", "tau"}
+    assert all(-1e-9 <= row["excess_cost"] for row in rows)
+    light = next(row for row in rows if row["flavour"] == "light")
+    assert light["excess_cost"] < 0.25
+    assert light["root_mean_square_displacement"] == pytest.approx(0.2, abs=0.1)
