@@ -38,9 +38,9 @@ class DataCard(Configured):
     """One dataset: simulation (labelled) or data (unlabelled) of one region.
 
     ``use: control`` datasets derive and measure; ``validation`` datasets are held
-    out and looked at only by the closure check; ``truth`` datasets hold a large
-    sample of a pseudo-data world from which only the closure check takes the true
-    efficiencies.
+    out and looked at only by the closure check; ``truth`` datasets hold large samples
+    of the nominal and of the pseudo-data world from which only the closure check takes
+    the true efficiencies.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

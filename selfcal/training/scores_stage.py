@@ -22,8 +22,8 @@ from selfcal.training.scoring import score_jets
 def score_datasets(context: RunContext, bundle: TaggerBundle, output_folder: Path) -> list[Path]:
     """Score the jets of every card within the kinematic range; returns ``<folder>/<card>.safetensors``.
 
-    Only simulation that may be looked at (use: control or validation) keeps its
-    labels; data and truth datasets are written with flavour -1.
+    Simulation keeps its labels; data, also the pseudo-data of truth datasets, are
+    written with flavour -1.
     """
     written = []
     tracker = context.progress("scoring", len(context.cards))
@@ -37,7 +37,7 @@ def score_datasets(context: RunContext, bundle: TaggerBundle, output_folder: Pat
 
 def score_card(context: RunContext, bundle: TaggerBundle, card: DataCard) -> ScoredJets:
     """The scored jets of one card."""
-    labelled = card.role == "simulation" and card.use != "truth"
+    labelled = card.role == "simulation"
     parts = list(read_card(context, card, with_labels=labelled))
     fractions = context.config.data.folds_for(card.role)
     fold = np.concatenate([fold_of(jets, fractions) for jets in parts])
