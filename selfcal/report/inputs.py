@@ -33,7 +33,7 @@ WRITTEN_BY: dict[str, str] = {
     AGAINST_TRUTH: "a run writes where the truth is known",
     CLOSURE: "a run writes where the truth is known",
     FIT: "'selfcal fit' writes",
-    COMPOSITION: "'selfcal calibrate' writes",
+    COMPOSITION: "'selfcal fit' writes",
     TAGGER_METRICS: "'selfcal train' writes",
     DISCRIMINANTS: "'selfcal fit' writes",
     ROC_BEFORE_AFTER: "'selfcal calibrate' writes when the joint stage is enabled",

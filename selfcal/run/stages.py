@@ -239,10 +239,12 @@ def _run_one(state: StageState, context: RunContext) -> float:
     record = _record_path(context, state.stage.name)
     old_outputs = set((_read_record(context, state.stage.name) or {"outputs": {}})["outputs"])
     record.unlink(missing_ok=True)
+    finished = _finished_outputs(state.stage, context)
     begin = time.monotonic()
     written = list(state.stage.function(context))
     seconds = time.monotonic() - begin
     context.reporter.close()
+    _refuse_foreign_writes(state.stage, finished, written)
     root = context.directory.path.resolve()
     outputs: dict[str, dict[str, Any]] = {}
     for path in sorted(written):
@@ -264,6 +266,28 @@ def _run_one(state: StageState, context: RunContext) -> float:
         },
     )
     return seconds
+
+
+def _finished_outputs(stage: Stage, context: RunContext) -> dict[Path, tuple[int, int]]:
+    """Size and modification time of all outputs of the stages before this one."""
+    records = [_read_record(context, name) or {"outputs": {}} for name in stage.upstream]
+    paths = [context.directory.path / name for record in records for name in record["outputs"]]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+def _refuse_foreign_writes(
+    stage: Stage, finished: Mapping[Path, tuple[int, int]], written: Sequence[Path]
+) -> None:
+    """A file belongs to one stage: otherwise nothing could tell whether that stage is current."""
+    for path, (size, modified) in finished.items():
+        status = path.stat() if path.exists() else None
+        changed = status is None or (status.st_size, status.st_mtime_ns) != (size, modified)
+        if changed or path in written:
+            raise DataError(
+                f"stage '{stage.name}' changed the output of an earlier stage",
+                where=str(path),
+                fix="this is a defect of the program: please report it",
+            )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ and nothing is written.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,12 @@ class PassingShares:
 def run_closure(context: RunContext) -> list[Path]:
     """Write or complete the closure files; returns those that exist afterwards."""
     results = context.directory.results
+    calibration = load_calibration(results / "map")
+    composition = complete_composition(context, calibration, read_json(results / "composition_fitted.json"))
+    write_json(results / "composition.json", composition)
     observed = [card for card in context.cards_for("data") if has_truth(context, card)]
     if not observed:
-        return []
-    calibration = load_calibration(results / "map")
+        return [results / "composition.json"]
     factors = read_json(results / "scale_factors.json")
     binning = Binning(
         tuple(factors["pt_gev_edges"]), tuple(factors["discriminant_edges"]), tuple(factors["working_points"])
@@ -76,8 +79,8 @@ def run_closure(context: RunContext) -> list[Path]:
     write_json(results / "scale_factors.json", factors)
     write_json(results / "scale_factors_against_truth.json", compare_with_truth(factors, truth))
     write_json(results / "closure.json", closure_table(context, calibration, binning))
-    complete_composition(context, calibration, results / "composition.json")
-    return [results / "scale_factors_against_truth.json", results / "closure.json"]
+    names = ("composition.json", "scale_factors_against_truth.json", "closure.json")
+    return [results / name for name in names]
 
 
 def _discriminant(context: RunContext, jets: ScoredJets) -> NDArray[np.float64]:
@@ -242,9 +245,11 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def complete_composition(context: RunContext, calibration: Calibration, path: Path) -> None:
-    """Put the true flavour fractions of the derive fold's data beside the fitted ones."""
-    table = read_json(path)
+def complete_composition(
+    context: RunContext, calibration: Calibration, fitted: dict[str, Any]
+) -> dict[str, Any]:
+    """The fitted fractions with the true ones of the derive fold's data beside them, where known."""
+    table = copy.deepcopy(fitted)
     for region in calibration.regions:
         cards = [card for card in context.cards_for("data", "control") if card.region == region]
         if not all(has_truth(context, card) for card in cards):
@@ -254,4 +259,4 @@ def complete_composition(context: RunContext, calibration: Calibration, path: Pa
         for row in table["rows"]:
             if row["region"] == region:
                 row["truth"] = float(total[FLAVOURS.index(row["flavour"])] / total.sum())
-    write_json(path, table)
+    return table

@@ -39,7 +39,7 @@ def run_calibrate(context: RunContext) -> list[Path]:
     """Do all four steps; a killed stage continues where it was.
 
     Writes ``checkpoints/tagger_final/``, ``scores/<card>.safetensors``, ``results/map/``,
-    ``results/composition.json``, ``results/displacement.json``, ``results/joint.json`` and
+    ``results/composition_fitted.json``, ``results/displacement.json``, ``results/joint.json`` and
     ``results/roc_before_after.safetensors``.
 
     Raises
@@ -69,11 +69,11 @@ def run_calibrate(context: RunContext) -> list[Path]:
     written += score_datasets(context, bundle, context.directory.scores)
     calibration = derive_calibration(context, regions)
     written += save_calibration(calibration, context.config.calibration.map, results / "map")
-    write_json(results / "composition.json", composition_table(calibration))
+    write_json(results / "composition_fitted.json", composition_table(calibration))
     derived = [control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions]
     displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
     write_json(results / "displacement.json", {"rows": displacement})
-    return [*written, results / "composition.json", results / "displacement.json"]
+    return [*written, results / "composition_fitted.json", results / "displacement.json"]
 
 
 def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibration:
@@ -100,7 +100,7 @@ def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibra
 
 
 def composition_table(calibration: Calibration) -> dict[str, object]:
-    """``composition.json``: prior, bulk fit and final fraction of every region and flavour."""
+    """``composition_fitted.json``: prior, bulk fit and final fraction of every region and flavour."""
     rows = []
     for r, region in enumerate(calibration.regions):
         for f, flavour in enumerate(FLAVOURS):

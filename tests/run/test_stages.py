@@ -124,6 +124,20 @@ def test_a_stage_that_fails_when_rerun_is_no_longer_current(chain):
     assert [state.current for state in stage_states(chain.stages(), chain.context)] == [True, False, False]
 
 
+@pytest.mark.parametrize("text", ["A", "other"])
+def test_a_stage_may_not_touch_the_outputs_of_another(chain, text):
+    output = chain.context.directory.results / "a.txt"
+
+    def overwrite(name):
+        if name == "c":
+            output.write_text(text)
+            os.utime(output, ns=(1, 1))
+
+    chain.before = overwrite
+    with pytest.raises(DataError, match="'c' changed the output of an earlier stage"):
+        run_stages(chain.stages(), chain.context)
+
+
 def test_asking_for_states_writes_nothing(chain):
     stage_states(chain.stages(), chain.context)
     assert not chain.context.directory.path.exists()
