@@ -20,6 +20,17 @@ TENSOR_PACKAGES = ("selfcal.tagger", "selfcal.transport", "selfcal.penalty", "se
 install_import_hook(list(TENSOR_PACKAGES), "beartype.beartype")
 
 
+@pytest.fixture(autouse=True)
+def default_precision_is_left_alone():
+    """A library that changes the default precision changes every other result."""
+    yield
+    import torch
+
+    found = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert found == torch.float32
+
+
 def make_synthetic_jets(
     n_tracks: int | Sequence[int],
     *,

@@ -21,13 +21,17 @@ AGREEMENT = 1e-9
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Use a pyhf backend in double precision and give the former one back afterwards."""
-    before = pyhf.get_backend()
+    """Use a pyhf backend in double precision and give the former one back afterwards.
+
+    pyhf's PyTorch backend changes the default precision of all of PyTorch; that is given back too.
+    """
+    before, precision = pyhf.get_backend(), torch.get_default_dtype()
     pyhf.set_backend(name, precision="64b")
     try:
         yield
     finally:
         pyhf.set_backend(*before)
+        torch.set_default_dtype(precision)
 
 
 def pyhf_order(names: tuple[str, ...], pdf: Any) -> NDArray[np.int64]:
