@@ -116,16 +116,20 @@ class JointConfig(Configured):
 
 
 class MapConfig(Configured):
-    """The calibration map T(z | pT, |eta|) of each flavour."""
+    """The calibration map T(z | pT, |eta|) of each flavour.
+
+    ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
+    of the scores; ``displacement_weight`` says how many parameters' worth this prior counts.
+    """
 
     family: Literal["flow", "identity"] = "flow"
     library: Literal["zuko", "nflows"] = "zuko"
     transforms: PositiveInt = 1
     hidden_width: PositiveInt = 32
     spline_bins: PositiveInt = 8
-    displacement_scale: Positive = 0.3
+    displacement_scale: Positive = 0.15
     displacement_weight: Positive = 10.0
-    steps: PositiveInt = 400
+    steps: PositiveInt = 300
     batch_size: PositiveInt = 1024
     learning_rate: Positive = 3e-3
 
@@ -133,12 +137,14 @@ class MapConfig(Configured):
 class CompositionConfig(Configured):
     """The flavour fractions of every region, from the bulk of the scores.
 
+    ``map_scale`` is the prior width of the stiff maps fitted with them, in standard deviations.
     ``relative_floor`` is added in quadrature to the bootstrap spread of each fraction
     before it constrains the map: what the bulk distance itself may be wrong by.
     """
 
     relative_floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    steps: PositiveInt = 300
+    map_scale: Positive = 0.1
+    steps: PositiveInt = 250
     batch_size: PositiveInt = 512
     learning_rate: Positive = 2e-2
 
@@ -186,9 +192,9 @@ class FitConfig(Configured):
         "light": "dijet",
         "tau": "z_tautau",
     }
-    free_flavours: tuple[FlavourName, ...] = ("b",)
+    free_flavours: tuple[FlavourName, ...] = ()
     map_variance_kept: Probability = 0.99
-    residual_width: dict[FlavourName, Positive] = {"b": 0.05, "c": 0.10, "light": 0.5, "tau": 0.3}
+    residual_width: dict[FlavourName, Positive] = {"b": 0.15, "c": 0.15, "light": 0.5, "tau": 0.3}
     pt_shape_width: Positive = 0.10
     extrapolation_fraction: Annotated[float, Field(ge=0)] = 0.5
     split_map_model_by_pt: bool = False

@@ -56,7 +56,6 @@ def run_joint_training(context: RunContext, bundle: TaggerBundle, regions: tuple
         samples["data"],
         prior,
         calibration.composition,
-        calibration.map.displacement_scale,
         torch.Generator().manual_seed(config.seed),
         progress=start_tracker.update,
     )

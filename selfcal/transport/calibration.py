@@ -142,6 +142,7 @@ def load_calibration(folder: Path) -> Calibration:
         frame = ScoreFrame(tuple(described["frame"]["mean"]), tuple(described["frame"]["scale"]))
         width = len(frame.mean)
 
+        # The prior width of a map matters while it is fitted, not afterwards.
         def restored(maps: FlavourMaps, prefix: str) -> FlavourMaps:
             start = prefix + "/"
             maps.load_state_dict({n.removeprefix(start): v for n, v in arrays.items() if n.startswith(start)})
@@ -151,7 +152,7 @@ def load_calibration(folder: Path) -> Calibration:
             frame,
             tuple(described["regions"]),
             restored(build_maps(config, width, CONDITIONS), "nominal"),
-            restored(FlavourMaps(lambda: AffineMap(width, CONDITIONS, config.displacement_scale)), "stiff"),
+            restored(FlavourMaps(lambda: AffineMap(width, CONDITIONS, prior_width=1.0)), "stiff"),
             tuple(
                 restored(build_maps(config, width, CONDITIONS), f"replica-{index}")
                 for index in range(described["replicas"])

@@ -104,7 +104,6 @@ def fit_composition(
     data: Sample,
     prior: CompositionPrior,
     config: CompositionConfig,
-    map_scale: float,
     generator: torch.Generator,
     start: CompositionFit | None = None,
     steps: int | None = None,
@@ -136,7 +135,7 @@ def fit_composition(
             0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight))
         )
     composition = Composition(prior.fractions if start is None else start.fractions)
-    maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, map_scale))
+    maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, config.map_scale))
     if start is not None:
         maps.load_state_dict(start.maps.state_dict())
     parameters = [*composition.parameters(), *maps.parameters()]

@@ -133,7 +133,7 @@ class Derivation:
         """A finished composition fit."""
         arrays = read_arrays(self.path(task))
         width = self.simulation.coordinates.shape[1]
-        maps = FlavourMaps(lambda: AffineMap(width, CONDITIONS, self.config.map.displacement_scale))
+        maps = FlavourMaps(lambda: AffineMap(width, CONDITIONS, self.config.composition.map_scale))
         _restore(maps, arrays, "stiff.")
         return CompositionFit(torch.from_numpy(arrays["fractions"]), maps)
 
@@ -176,7 +176,6 @@ def _run_composition(derivation: Derivation) -> None:
         derivation.data,
         derivation.prior,
         derivation.config.composition,
-        derivation.config.map.displacement_scale,
         derivation.generator("composition"),
     )
     _save_composition(derivation, "composition", fit, {})
@@ -202,7 +201,6 @@ def _run_bulk(derivation: Derivation, index: int) -> None:
         data,
         derivation.drawn_prior(index),
         derivation.config.composition,
-        derivation.config.map.displacement_scale,
         generator,
         start=derivation.composition(),
         steps=steps,

@@ -194,14 +194,20 @@ def test_demo_holds_what_the_analysis_needs():
     loaded = load_run(["demo"])
     regions = {"ttbar_emu", "w_charm", "dijet", "z_tautau", "ttbar_ljets"}
     jets = {}
-    for kind in ("sim", "data", "truth"):
-        cards = {card.region: card for card in loaded.cards if card.name.startswith(f"{kind}_")}
-        assert set(cards) == regions
+    for kind, expected in (
+        ("sim", regions),
+        ("data", regions),
+        ("truth", regions - {"ttbar_ljets"}),
+        ("truth_sim", regions - {"ttbar_ljets"}),
+    ):
+        cards = {card.region: card for card in loaded.cards if card.name == f"{kind}_{card.region}"}
+        assert set(cards) == expected
         jets[kind] = sum(card.generate.jets for card in cards.values())
         worlds = {card.generate.world for card in cards.values()}
-        assert worlds == ({"nominal"} if kind == "sim" else {"shifted"})
+        assert worlds == ({"nominal"} if kind in ("sim", "truth_sim") else {"shifted"})
     assert jets["sim"] >= 60_000
     assert jets["data"] >= 40_000
+    assert jets["truth"] >= 10 * 0.4 * jets["data"] * 0.8  # ten times the measure fold of the control regions
     assert loaded.config.generate.worlds["shifted"] != loaded.config.generate.worlds["nominal"]
 
 

@@ -24,7 +24,7 @@ COUNTS = np.array([180.0, 120.0, 140.0, 260.0, 300.0])
 
 
 def test_one_flavour_with_free_shape_reproduces_the_data_exactly(one_flavour) -> None:
-    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",)))
     continuous = [
         measured.factors.value[i]
         for i, row in enumerate(measured.factors.measured)
@@ -34,7 +34,7 @@ def test_one_flavour_with_free_shape_reproduces_the_data_exactly(one_flavour) ->
 
 
 def test_one_flavour_has_the_multinomial_covariance(one_flavour) -> None:
-    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",)))
     total, fraction = COUNTS.sum(), COUNTS / COUNTS.sum()
     multinomial = (np.diag(fraction) - np.outer(fraction, fraction)) / total
     expected = multinomial / np.outer(SHAPE, SHAPE)
@@ -49,7 +49,7 @@ def test_one_flavour_has_the_multinomial_covariance(one_flavour) -> None:
 
 def test_simulation_statistics_alone_gives_the_multinomial_error_of_the_simulation(one_flavour) -> None:
     size = 2000.0
-    measured = measure(one_flavour(COUNTS * 1e6, COUNTS / COUNTS.sum(), size=size), FitConfig())
+    measured = measure(one_flavour(COUNTS * 1e6, COUNTS / COUNTS.sum(), size=size), FitConfig(free_flavours=("b",)))
     fraction = COUNTS / COUNTS.sum()
     chosen = [
         i for i, row in enumerate(measured.factors.measured) if measured.factors.rows[row].bin is not None
@@ -60,7 +60,7 @@ def test_simulation_statistics_alone_gives_the_multinomial_error_of_the_simulati
 
 
 def test_asimov_data_give_back_the_calibration(asimov_world) -> None:
-    measured = measure(asimov_world.templates, FitConfig())
+    measured = measure(asimov_world.templates, FitConfig(free_flavours=("b",)))
     worst = max(abs(pull["value"]) for pull in pulls(measured.model, measured.result))
     # The composition prior of the synthetic world is the truth here, so nothing has to move.
     assert worst < 1e-4
@@ -75,7 +75,7 @@ def test_asimov_data_give_back_the_calibration(asimov_world) -> None:
 
 def test_the_certificate_and_pyhf_confirm_the_minimum(random_world) -> None:
     before = pyhf.get_backend()
-    measured = measure(random_world.templates, FitConfig())
+    measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
     assert pyhf.get_backend() == before
     assert confirmation["pyhf_gradient_in_sigma_max"] < 1e-3
@@ -87,7 +87,7 @@ def test_the_certificate_and_pyhf_confirm_the_minimum(random_world) -> None:
 
 
 def test_the_workspace_satisfies_the_schema_and_opens_after_a_round_trip(random_world) -> None:
-    measured = measure(random_world.templates, FitConfig())
+    measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     text = json.dumps(measured.workspace, allow_nan=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -97,7 +97,7 @@ def test_the_workspace_satisfies_the_schema_and_opens_after_a_round_trip(random_
 
 
 def test_numerical_hessian_gives_the_same_uncertainties(one_flavour) -> None:
-    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",)))
     model, result = measured.model, measured.result
     theta = torch.from_numpy(result.best_fit)
     gradient = torch.func.grad(lambda t: 0.5 * model.deviance(t, model.observed))
@@ -112,13 +112,13 @@ def test_numerical_hessian_gives_the_same_uncertainties(one_flavour) -> None:
 
 def test_a_free_yield_beside_a_free_shape_is_refused_and_named(one_flavour) -> None:
     with pytest.raises(FitError, match="not determined") as caught:
-        measure(one_flavour(COUNTS, SHAPE), FitConfig(fix_reference_yield=False))
+        measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",), fix_reference_yield=False))
     assert "b shape in pT 20–250 GeV" in str(caught.value)
     assert "yield of ttbar_emu in pT 20–250 GeV" in str(caught.value)
 
 
 def test_the_standard_model_has_no_null_direction(random_world) -> None:
-    measured = measure(random_world.templates, FitConfig())
+    measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     assert measured.verdict.null_directions == ()
     assert measured.verdict.smallest_eigenvalue > 1e-6
 
@@ -145,14 +145,14 @@ def test_a_parameter_that_changes_nothing_is_named() -> None:
 
 
 def test_a_fit_that_cannot_converge_is_an_error_and_not_a_number(one_flavour, monkeypatch) -> None:
-    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig())
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",)))
     monkeypatch.setattr("selfcal.likelihood.fit.ITERATIONS_MAX", 1)
     with pytest.raises(FitError, match="did not converge"):
         fit(measured.model, start=measured.model.start + 0.5 * (~measured.model.constrained))
 
 
 def test_goodness_of_fit_counts_bins_minus_free_parameters(random_world) -> None:
-    measured = measure(random_world.templates, FitConfig())
+    measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     goodness = goodness_of_fit(measured.model, measured.result)
     # 12 channels of 5 bins; 15 shape factors of b and 9 yields are free.
     assert goodness["ndf"] == 60 - 15 - 9
@@ -160,7 +160,7 @@ def test_goodness_of_fit_counts_bins_minus_free_parameters(random_world) -> None
 
 
 def test_fitted_yields_add_up_to_the_total(random_world) -> None:
-    measured = measure(random_world.templates, FitConfig())
+    measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     for channel in postfit_yields(measured):
         total = np.sum(list(channel["flavours"].values()), axis=0)
         np.testing.assert_allclose(total, channel["total"], rtol=1e-9)
@@ -169,7 +169,7 @@ def test_fitted_yields_add_up_to_the_total(random_world) -> None:
 
 
 def test_toy_pulls_are_unit_gaussians_and_a_halved_uncertainty_is_flagged(one_flavour) -> None:
-    measured = measure(one_flavour(5 * COUNTS, SHAPE, size=5e4), FitConfig())
+    measured = measure(one_flavour(5 * COUNTS, SHAPE, size=5e4), FitConfig(free_flavours=("b",)))
     model, truth = measured.model, torch.from_numpy(measured.result.best_fit)
     generator = torch.Generator().manual_seed(4)
     index = model.index["shape_b_0[4]"]

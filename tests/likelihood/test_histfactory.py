@@ -64,7 +64,7 @@ def test_each_modifier_gives_the_likelihood_and_gradient_of_pyhf(kind: str) -> N
 
 
 def test_the_full_model_gives_the_likelihood_and_gradient_of_pyhf(random_world) -> None:
-    config = FitConfig()
+    config = FitConfig(free_flavours=("b",))
     layout = make_layout(random_world.templates, config)
     workspace = build_workspace(random_world.templates, layout, config)
     model = HistFactory(workspace)

@@ -18,7 +18,7 @@ from selfcal.likelihood.stage import fit_json, measure
 
 @pytest.fixture
 def content(random_world):
-    config = FitConfig()
+    config = FitConfig(free_flavours=("b",))
     measured = measure(random_world.templates, config)
     return as_json(measured.factors, measured.layout, config, "SelfCal")
 
@@ -74,7 +74,7 @@ def first_pt_bin(templates):
 def test_the_statistical_part_is_the_response_of_the_estimate_to_the_data(asimov_world) -> None:
     """Against refits with one bin moved at a time, variances of the Poisson counts added up."""
     templates = first_pt_bin(asimov_world.templates)
-    measured = measure(templates, FitConfig())
+    measured = measure(templates, FitConfig(free_flavours=("b",)))
     model, start = measured.model, torch.from_numpy(measured.result.best_fit)
     variance = np.zeros(len(measured.factors.measured))
     for b, count in enumerate(model.observed):
@@ -96,8 +96,8 @@ def test_a_flavour_without_simulation_or_data_is_unmeasured_never_a_number(rando
     data[3, 2] = 0
     nominal = templates.nominal.copy()
     nominal[2, 2, 0, 4] = 0
-    measured = measure(replace(templates, data=data, nominal=nominal), FitConfig())
-    rows = as_json(measured.factors, measured.layout, FitConfig(), "SelfCal")["rows"]
+    measured = measure(replace(templates, data=data, nominal=nominal), FitConfig(free_flavours=("b",)))
+    rows = as_json(measured.factors, measured.layout, FitConfig(free_flavours=("b",)), "SelfCal")["rows"]
     for row in rows:
         tau_hidden = row["flavour"] == "tau" and row["pt_gev"][0] == 70
         bin_hidden = (
@@ -122,8 +122,8 @@ def test_a_flavour_without_its_region_is_extrapolated_with_a_larger_uncertainty(
     fewer = {name: getattr(templates, name)[:3] for name in names}
     fewer["composition_relative_uncertainty"] = templates.composition_relative_uncertainty[:3]
     without = replace(templates, regions=templates.regions[:3], replicas=templates.replicas[:, :3], **fewer)
-    measured = measure(without, FitConfig())
-    rows = as_json(measured.factors, measured.layout, FitConfig(), "SelfCal")["rows"]
+    measured = measure(without, FitConfig(free_flavours=("b",)))
+    rows = as_json(measured.factors, measured.layout, FitConfig(free_flavours=("b",)), "SelfCal")["rows"]
     status = {row["status"] for row in rows if row["flavour"] == "tau"}
     assert "extrapolated" in status
     assert "measured" not in status
@@ -134,13 +134,13 @@ def test_templates_with_undefined_values_are_refused(random_world) -> None:
     broken = random_world.templates.calibrated.copy()
     broken[0, 0, 0, 0] = np.nan
     with pytest.raises(DataError, match="calibrated"):
-        measure(replace(random_world.templates, calibrated=broken), FitConfig())
+        measure(replace(random_world.templates, calibrated=broken), FitConfig(free_flavours=("b",)))
 
 
 def test_every_constrained_parameter_belongs_to_a_named_group(random_world) -> None:
     templates = random_world.templates
     with_model = replace(templates, variations={"stiff": 1.1 * templates.calibrated})
-    measured = measure(with_model, FitConfig())
+    measured = measure(with_model, FitConfig(free_flavours=("b",)))
     groups = {group_of(p.name) for p in measured.model.parameters if p.width is not None}
     assert groups == set(measured.factors.group_covariance) - {"statistics"}
 
@@ -177,19 +177,26 @@ def test_eigenvariations_give_back_the_covariance(content) -> None:
 def test_fit_report_is_plain_json(random_world) -> None:
     import json
 
-    measured = measure(random_world.templates, FitConfig())
+    measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     text = json.dumps(fit_json(measured, {"pyhf_version": "x"}), allow_nan=False)
     report = json.loads(text)
     assert len(report["pulls"]) == sum(p["constrained"] for p in report["parameters"])
     assert report["certificate"]["converged"] is True
 
 
-def test_scale_factors_cover_the_truth_with_displaced_composition_priors(make_world) -> None:
-    """χ² of all working-point rows with at least 25 expected jets, summed over 30 worlds."""
+@pytest.mark.parametrize("free_flavours", [(), ("b",)])
+def test_scale_factors_cover_the_truth_with_displaced_composition_priors(make_world, free_flavours) -> None:
+    """χ² of all working-point rows with at least 25 expected jets, summed over 20 worlds.
+
+    The residual widths are those from which the worlds draw their truth.
+    """
     total, ndf, p_values = 0.0, 0, []
-    for seed in range(100, 130):
+    widths = {"b": 0.05, "c": 0.10, "light": 0.5, "tau": 0.3}
+    for seed in range(100, 120):
         world = make_world(seed)
-        measured = measure(world.templates, FitConfig())
+        measured = measure(
+            world.templates, FitConfig(free_flavours=free_flavours, residual_width=widths)
+        )
         factors = measured.factors
         chosen, difference = [], []
         for i, row in enumerate(factors.measured):
@@ -204,6 +211,6 @@ def test_scale_factors_cover_the_truth_with_displaced_composition_priors(make_wo
         value = float(np.array(difference) @ np.linalg.solve(block, difference))
         total, ndf = total + value, ndf + len(chosen)
         p_values.append(chi2.sf(value, len(chosen)))
-    # ndf is about 800: a χ²/ndf of one has a spread of 0.05; non-Gaussian priors widen it.
+    # ndf is about 500: a χ²/ndf of one has a spread of 0.06; non-Gaussian priors widen it.
     assert 0.8 < total / ndf < 1.2
     assert 0.25 < np.median(p_values) < 0.75
