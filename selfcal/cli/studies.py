@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def execute_study(name: str, options: Options, *, resume: bool) -> None:
     if resume and not folder.is_dir():
         raise ConfigError("there is no study to resume", where=str(folder), fix="selfcal study run starts it")
     reporter = reporter_for(options.quiet)
+    # Points that differ in the detector or later share the collisions, the slowest part.
+    shared = f"generate.cache={json.dumps(str(folder / 'collisions'))}"
 
     def run_point(assignments: tuple[str, ...], directory: Path) -> None:
         execute(
@@ -48,7 +51,7 @@ def execute_study(name: str, options: Options, *, resume: bool) -> None:
             replace(
                 options,
                 configurations=(study.base,),
-                assignments=(*options.assignments, *assignments),
+                assignments=(shared, *options.assignments, *assignments),
                 out=directory,
                 as_json=False,
             ),
