@@ -27,11 +27,16 @@ class CompositionPrior(Configured):
 
 
 class GenerateBlock(Configured):
-    """Generate this dataset instead of reading files."""
+    """Generate this dataset instead of reading files.
+
+    Without ``seed`` the run's seed decides, so that another seed gives other events. Truth
+    samples have one of their own: the population is the same for every run.
+    """
 
     process: ProcessName
     world: str = "nominal"
     jets: Annotated[int, Field(gt=0)]
+    seed: Annotated[int, Field(ge=0)] | None = None
 
 
 class DataCard(Configured):

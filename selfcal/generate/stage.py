@@ -50,7 +50,7 @@ def generate_request(card: DataCard, config: RunConfig) -> GenerateRequest:
         name=card.name,
         process=card.generate.process,
         n_jets=card.generate.jets,
-        seed=dataset_seed(config.seed, card.name),
+        seed=dataset_seed(config.seed if card.generate.seed is None else card.generate.seed, card.name),
         pythia_settings=world.pythia,
         detector=world.detector,
         is_data=card.role == "data",
