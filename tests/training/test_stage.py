@@ -97,13 +97,13 @@ def test_outputs_say_what_the_saved_tagger_does(context):
     assert metrics["summary"]["auc_b_light"] > 0.9
 
 
-def test_only_control_and_validation_simulation_keep_their_labels(context):
+def test_only_simulation_keeps_its_labels(context):
     run_train(context)
     bundle = load_bundle(context.directory.checkpoints / "tagger")
     paths = score_datasets(context, bundle, context.directory.path / "scores")
     assert [path.stem for path in paths] == [card.name for card in context.cards]
     for path, card in zip(paths, context.cards, strict=True):
-        labelled = card.role == "simulation" and card.use != "truth"
+        labelled = card.role == "simulation"
         scored = load_scores(path, card.region)
         (jets,) = read_card(context, card, with_labels=labelled)
         np.testing.assert_array_equal(scored.flavour, jets.flavour)

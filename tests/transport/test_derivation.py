@@ -69,10 +69,22 @@ def test_main_fractions_are_recovered_from_a_wrong_prior(calibration: Calibratio
     assert np.abs(calibration.fractions.numpy() - truth)[main].max() < 0.035
 
 
-def test_fraction_errors_cover_what_the_prior_decides(calibration: Calibration, world: SyntheticWorld) -> None:
-    """Small components stay near their wrong prior; their quoted σ must say so."""
-    pull = (calibration.fractions.numpy() - true_fractions(world)) / calibration.fraction_uncertainty.numpy()
-    assert np.abs(pull).max() < 4.0
+def test_fraction_errors_hold_what_only_the_prior_decides(calibration: Calibration) -> None:
+    """Charm of the light-rich region cannot be told from light tails: its σ is of the prior's order."""
+    c, region = 1, REGIONS.index("light_rich")
+    relative = calibration.fraction_uncertainty[region, c] / calibration.fractions[region, c]
+    assert relative > 0.05
+    main = calibration.fraction_uncertainty[region, 2] / calibration.fractions[region, 2]
+    assert main < 0.12
+
+
+def test_replicas_draw_their_prior_anew(derived: tuple[Derivation, ScoreFrame]) -> None:
+    """Otherwise the spread of the replicas would miss what only the prior decides."""
+    drawn = torch.stack([derived[0].drawn_prior(index).fractions for index in range(400)])
+    prior = derived[0].prior
+    small = prior.fractions < 0.1
+    assert torch.allclose(drawn.mean(0)[small], prior.fractions[small], rtol=0.1)
+    assert torch.allclose(drawn.std(0)[small], prior.uncertainty[small], rtol=0.25)
 
 
 def test_light_jets_move_by_the_true_shift(calibration: Calibration, world: SyntheticWorld) -> None:

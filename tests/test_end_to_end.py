@@ -1,0 +1,175 @@
+"""A few thousand jets through every verb of the command line, as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import correctionlib
+import numpy as np
+import pyhf
+import pytest
+import yaml
+
+SETTINGS = """
+training: {epochs: 3, batch_size: 128}
+tagger: {width: 32, layers: 2, feedforward_width: 64, latent: 32}
+calibration:
+  base_density: {steps: 80, hidden_width: 16, transforms: 2, batch_size: 256, learning_rate: 5.0e-3}
+  composition: {steps: 60, batch_size: 128}
+  map: {steps: 60, batch_size: 256, hidden_width: 16, learning_rate: 6.0e-3}
+  joint: {epochs: 1, batch_size: 256}
+  bootstraps: 2
+  bootstrap_steps: 10
+fit: {pt_gev_edges: [20, 60, 250]}
+"""
+JETS = {"sim": 800, "data": 500, "truth": 500}
+
+
+def selfcal(*words: str, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the installed command; stands for what a user types."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "import sys; from selfcal.cli.app import main; sys.exit(main())", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, f"selfcal {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A starter project whose datasets are cut to a few hundred jets."""
+    folder = tmp_path_factory.mktemp("project")
+    selfcal("init", "mine", folder=folder)
+    project = folder / "mine"
+    for path in (project / "data_cards").rglob("*.yaml"):
+        card = yaml.safe_load(path.read_text())
+        if "generate" in card:
+            card["generate"]["jets"] = JETS[card["name"].partition("_")[0]]
+            path.write_text(yaml.safe_dump(card))
+    (project / "small.yaml").write_text(SETTINGS)
+    return project
+
+
+COMMON = ("--config", "configs/demo.yaml", "--config", "small.yaml", "--out", "run")
+
+
+@pytest.fixture(scope="module")
+def run(project: Path) -> Path:
+    """Every stage by its own verb, in order."""
+    planned = selfcal("run", *COMMON, "--dry-run", folder=project)
+    assert "nothing was written" in planned.stdout
+    assert not (project / "run").exists()
+    refused = selfcal("fit", *COMMON, folder=project, code=2)
+    assert "first" in refused.stderr
+    for verb in ("generate", "validate", "train", "calibrate", "fit", "export", "report"):
+        selfcal(verb, *COMMON, folder=project)
+    return project / "run"
+
+
+def test_every_promised_file_is_there(run: Path) -> None:
+    for name in (
+        "config.resolved.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "report.html",
+        "results/scale_factors.json",
+        "results/correctionlib.json",
+        "results/workspace.json",
+        "results/closure.json",
+        "results/composition.json",
+        "results/scale_factors_against_truth.json",
+        "results/map/map.safetensors",
+        "results/roc_before_after.safetensors",
+        "checkpoints/tagger_final/model.safetensors",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert not list(run.rglob("*.part"))
+    assert not list(run.rglob("*.pkl")) + list(run.rglob("*.pt"))
+
+
+def test_scale_factors_are_finite_or_absent(run: Path) -> None:
+    content = json.loads((run / "results/scale_factors.json").read_text())
+    matrix = np.array(content["covariance"]["matrix"])
+    assert np.linalg.eigvalsh(matrix).min() > -1e-9 * np.linalg.eigvalsh(matrix).max()
+    for row in content["rows"]:
+        if row["status"] == "unmeasured":
+            assert row["value"] is None
+            continue
+        parts = [row["stat"], *row["syst"].values()]
+        assert row["total"] == pytest.approx(np.sqrt(np.sum(np.square(parts))), rel=1e-6)
+    assert {row["flavour"] for row in content["rows"] if row["value"] is not None} == {"b", "c", "light", "tau"}
+    assert any(row["truth"] is not None for row in content["rows"])
+
+
+def test_closure_knows_the_held_out_region(run: Path) -> None:
+    rows = json.loads((run / "results/closure.json").read_text())["rows"]
+    assert {row["region"] for row in rows if row["held_out"]} == {"ttbar_ljets"}
+    assert all(row["ratio_calibrated"] > 0 and row["error"] > 0 for row in rows)
+
+
+def test_other_programs_open_the_outputs(run: Path) -> None:
+    content = json.loads((run / "results/scale_factors.json").read_text())
+    corrections = correctionlib.CorrectionSet.from_file(str(run / "results/correctionlib.json"))
+    row = next(
+        r for r in content["rows"] if (r["flavour"], r["kind"], r["working_point"]) == ("b", "working_point", 0.77)
+    )
+    pt_gev = sum(row["pt_gev"]) / 2
+    value = corrections["SelfCal_comb"].evaluate("central", "77", 5, 0.5, pt_gev)
+    assert value == pytest.approx(row["value"])
+    workspace = pyhf.Workspace(json.loads((run / "results/workspace.json").read_text()))
+    fitted = json.loads((run / "results/fit.json").read_text())
+    model = workspace.model(poi_name=None)
+    assert fitted["certificate"]["converged"] is True
+    assert len(workspace.data(model)) > 0
+
+
+def test_pseudo_data_files_carry_no_labels(run: Path) -> None:
+    import h5py
+
+    with h5py.File(run / "data/data_dijet.h5") as file:
+        assert "HadronConeExclTruthLabelID" not in file["jets"].dtype.names
+        assert "ftagTruthOriginLabel" not in file["tracks"].dtype.names
+        assert "closure_truth" in file
+
+
+def test_a_second_run_does_nothing_and_says_so(run: Path, project: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    done = selfcal("run", *COMMON, folder=project)
+    assert "nothing to be done" in done.stdout + done.stderr
+    changed = [p for p, t in before.items() if p.name != ".lock" and p.stat().st_mtime_ns != t]
+    assert changed == []
+
+
+def test_calibration_killed_and_resumed_gives_the_same_numbers(run: Path, project: Path) -> None:
+    """Without the stage's record and some of its pieces, the rest is taken up again."""
+    copy = project / "again"
+    shutil.copytree(run, copy)
+    (copy / "stages/calibrate.json").unlink()
+    (copy / "results/map/map.safetensors").unlink()
+    for piece in copy.glob("checkpoints/derivation/*/replica-1.safetensors"):
+        piece.unlink()
+    selfcal("calibrate", *COMMON[:-1], "again", folder=project)
+    for name in ("results/map/map.safetensors", "scores/data_dijet.safetensors"):
+        assert (copy / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_damaged_input_gives_one_clear_error(run: Path, project: Path) -> None:
+    card = project / "broken.yaml"
+    damaged = project / "broken.h5"
+    damaged.write_bytes((run / "data/data_dijet.h5").read_bytes()[:20_000])
+    card.write_text(
+        "name: broken\nrole: data\nregion: dijet\nuse: validation\nfiles: [broken.h5]\n"
+    )
+    done = selfcal("validate", "broken.yaml", folder=project, code=3)
+    assert "broken.h5" in done.stdout + done.stderr
+
+
+def test_studies_and_schemas(project: Path) -> None:
+    assert "seeds" in selfcal("study", "list", folder=project).stdout
+    schema = selfcal("schema", "run", folder=project).stdout
+    assert "calibration" in json.loads(schema)["properties"]
