@@ -102,7 +102,12 @@ def test_scale_factors_are_finite_or_absent(run: Path) -> None:
             continue
         parts = [row["stat"], *row["syst"].values()]
         assert row["total"] == pytest.approx(np.sqrt(np.sum(np.square(parts))), rel=1e-6)
-    assert {row["flavour"] for row in content["rows"] if row["value"] is not None} == {"b", "c", "light", "tau"}
+    assert {row["flavour"] for row in content["rows"] if row["value"] is not None} == {
+        "b",
+        "c",
+        "light",
+        "tau",
+    }
     assert any(row["truth"] is not None for row in content["rows"])
 
 
@@ -116,7 +121,9 @@ def test_other_programs_open_the_outputs(run: Path) -> None:
     content = json.loads((run / "results/scale_factors.json").read_text())
     corrections = correctionlib.CorrectionSet.from_file(str(run / "results/correctionlib.json"))
     row = next(
-        r for r in content["rows"] if (r["flavour"], r["kind"], r["working_point"]) == ("b", "working_point", 0.77)
+        r
+        for r in content["rows"]
+        if (r["flavour"], r["kind"], r["working_point"]) == ("b", "working_point", 0.77)
     )
     pt_gev = sum(row["pt_gev"]) / 2
     value = corrections["SelfCal_comb"].evaluate("central", "77", 5, 0.5, pt_gev)
@@ -162,9 +169,7 @@ def test_damaged_input_gives_one_clear_error(run: Path, project: Path) -> None:
     card = project / "broken.yaml"
     damaged = project / "broken.h5"
     damaged.write_bytes((run / "data/data_dijet.h5").read_bytes()[:20_000])
-    card.write_text(
-        "name: broken\nrole: data\nregion: dijet\nuse: validation\nfiles: [broken.h5]\n"
-    )
+    card.write_text("name: broken\nrole: data\nregion: dijet\nuse: validation\nfiles: [broken.h5]\n")
     done = selfcal("validate", "broken.yaml", folder=project, code=3)
     assert "broken.h5" in done.stdout + done.stderr
 

@@ -45,7 +45,7 @@ class DataCard(Configured):
     ``use: control`` datasets derive and measure; ``validation`` datasets are held
     out and looked at only by the closure check; ``truth`` datasets hold large samples
     of the nominal and of the pseudo-data world from which only the closure check takes
-    the true efficiencies.
+    the true efficiencies. ``weights: event`` counts every jet by its ``mcEventWeight``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -55,6 +55,7 @@ class DataCard(Configured):
     use: Literal["control", "validation", "truth"] = "control"
     format: Literal["ftag_hdf5"] = "ftag_hdf5"
     files: tuple[str, ...] = ()
+    weights: Literal["unit", "event"] = "unit"
     sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
     generate: GenerateBlock | None = None
     composition: CompositionPrior | None = None

@@ -53,7 +53,7 @@ def _generate_configuration(context: RunContext) -> Any:
 
 def _validate_configuration(context: RunContext) -> Any:
     return {
-        "cards": _card_facts(context.cards, "name", "role", "use", "region", "format", "sha256"),
+        "cards": _card_facts(context.cards, "name", "role", "use", "region", "format", "sha256", "weights"),
         "selection": _selection(context),
     }
 

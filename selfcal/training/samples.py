@@ -26,14 +26,14 @@ def within_range(jets: Jets, config: DataConfig) -> NDArray[np.bool_]:
 def read_card(context: RunContext, card: DataCard, *, with_labels: bool) -> Iterator[Jets]:
     """The jets of every file of ``card`` within the kinematic range, one file at a time.
 
-    All have weight one. Event weights that undo a biased generation (dijet, by pT^4) would
-    leave an effective sample of a few per cent; the biased spectrum is used as it is, in
-    simulation and data alike, so that pseudo-data counts stay Poisson.
+    They have weight one unless the card asks for event weights. Weights that undo a biased
+    generation (dijet, by pT^4) would leave an effective sample of a few per cent; such a spectrum
+    is used as it is, in simulation and data alike, so that pseudo-data counts stay Poisson.
     """
     for path in context.dataset_path(card):
         jets = read_jets(path, dataset=card.name, with_tracks=True, with_labels=with_labels)
         chosen = jets.select(within_range(jets, context.config.data))
-        yield replace(chosen, weight=np.ones(len(chosen)))
+        yield chosen if card.weights == "event" else replace(chosen, weight=np.ones(len(chosen)))
 
 
 def jets_in_fold(context: RunContext, card: DataCard, fold: Fold) -> list[Jets]:

@@ -49,7 +49,9 @@ def test_one_flavour_has_the_multinomial_covariance(one_flavour) -> None:
 
 def test_simulation_statistics_alone_gives_the_multinomial_error_of_the_simulation(one_flavour) -> None:
     size = 2000.0
-    measured = measure(one_flavour(COUNTS * 1e6, COUNTS / COUNTS.sum(), size=size), FitConfig(free_flavours=("b",)))
+    measured = measure(
+        one_flavour(COUNTS * 1e6, COUNTS / COUNTS.sum(), size=size), FitConfig(free_flavours=("b",))
+    )
     fraction = COUNTS / COUNTS.sum()
     chosen = [
         i for i, row in enumerate(measured.factors.measured) if measured.factors.rows[row].bin is not None

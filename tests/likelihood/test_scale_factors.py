@@ -194,9 +194,7 @@ def test_scale_factors_cover_the_truth_with_displaced_composition_priors(make_wo
     widths = {"b": 0.05, "c": 0.10, "light": 0.5, "tau": 0.3}
     for seed in range(100, 120):
         world = make_world(seed)
-        measured = measure(
-            world.templates, FitConfig(free_flavours=free_flavours, residual_width=widths)
-        )
+        measured = measure(world.templates, FitConfig(free_flavours=free_flavours, residual_width=widths))
         factors = measured.factors
         chosen, difference = [], []
         for i, row in enumerate(factors.measured):

@@ -12,7 +12,9 @@ from selfcal.study.closure import PassingShares, compare_with_truth
 WORKING_POINTS = (0.85, 0.77, 0.70, 0.60)
 
 
-def factors(values: np.ndarray, truth: np.ndarray, covariance: np.ndarray, passing: float = 100.0) -> dict[str, Any]:
+def factors(
+    values: np.ndarray, truth: np.ndarray, covariance: np.ndarray, passing: float = 100.0
+) -> dict[str, Any]:
     rows = [
         {
             "kind": "working_point",

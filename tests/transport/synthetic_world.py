@@ -56,8 +56,14 @@ def make_world(simulated: int, observed: int, seed: int, shifts: np.ndarray = SH
         labelled, flavour = draw_region(index, observed, shifts, random)
         unlabelled = np.full(observed, -1, dtype=np.int8)
         data[name] = ScoredJets(
-            name, labelled.log_probability, labelled.pt_gev, labelled.abs_eta, unlabelled,
-            labelled.weight, labelled.fold, labelled.event,
+            name,
+            labelled.log_probability,
+            labelled.pt_gev,
+            labelled.abs_eta,
+            unlabelled,
+            labelled.weight,
+            labelled.fold,
+            labelled.event,
         )
         truth[name] = flavour
     return SyntheticWorld(simulation, data, truth)
