@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import correctionlib
@@ -128,9 +129,12 @@ def test_other_programs_open_the_outputs(run: Path) -> None:
     pt_gev = sum(row["pt_gev"]) / 2
     value = corrections["SelfCal_comb"].evaluate("central", "77", 5, 0.5, pt_gev)
     assert value == pytest.approx(row["value"])
-    workspace = pyhf.Workspace(json.loads((run / "results/workspace.json").read_text()))
+    with warnings.catch_warnings():
+        # pyhf 0.7 uses a deprecated class of jsonschema.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        workspace = pyhf.Workspace(json.loads((run / "results/workspace.json").read_text()))
+        model = workspace.model(poi_name=None)
     fitted = json.loads((run / "results/fit.json").read_text())
-    model = workspace.model(poi_name=None)
     assert fitted["certificate"]["converged"] is True
     assert len(workspace.data(model)) > 0
 

@@ -119,7 +119,8 @@ class MapConfig(Configured):
     """The calibration map T(z | pT, |eta|) of each flavour.
 
     ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
-    of the scores; ``displacement_weight`` says how many parameters' worth this prior counts.
+    of the scores; moving all jets of a flavour that far costs the log-likelihood half of
+    ``displacement_weight``.
     """
 
     family: Literal["flow", "identity"] = "flow"
@@ -128,7 +129,7 @@ class MapConfig(Configured):
     hidden_width: PositiveInt = 32
     spline_bins: PositiveInt = 8
     displacement_scale: Positive = 0.15
-    displacement_weight: Positive = 10.0
+    displacement_weight: Positive = 150.0
     steps: PositiveInt = 300
     batch_size: PositiveInt = 1024
     learning_rate: Positive = 3e-3
