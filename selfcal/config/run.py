@@ -195,7 +195,7 @@ class FitConfig(Configured):
     }
     free_flavours: tuple[FlavourName, ...] = ()
     map_variance_kept: Probability = 0.99
-    residual_width: dict[FlavourName, Positive] = {"b": 0.15, "c": 0.15, "light": 0.5, "tau": 0.3}
+    residual_width: dict[FlavourName, Positive] = {"b": 0.10, "c": 0.10, "light": 0.3, "tau": 0.2}
     pt_shape_width: Positive = 0.10
     extrapolation_fraction: Annotated[float, Field(ge=0)] = 0.5
     split_map_model_by_pt: bool = False
