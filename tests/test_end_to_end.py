@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -28,13 +30,14 @@ calibration:
   bootstrap_steps: 10
 fit: {pt_gev_edges: [20, 60, 250]}
 """
+LAUNCH = "import sys; from selfcal.cli.app import main; sys.exit(main())"
 JETS = {"sim": 800, "data": 500, "truth": 500}
 
 
 def selfcal(*words: str, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the installed command; stands for what a user types."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "import sys; from selfcal.cli.app import main; sys.exit(main())", *words]
+    command = [sys.executable, "-c", LAUNCH, *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, f"selfcal {' '.join(words)}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -157,14 +160,27 @@ def test_a_second_run_does_nothing_and_says_so(run: Path, project: Path) -> None
 
 
 def test_calibration_killed_and_resumed_gives_the_same_numbers(run: Path, project: Path) -> None:
-    """Without the stage's record and some of its pieces, the rest is taken up again."""
+    """kill -9 in the middle of the derivation, once its first results are there."""
     copy = project / "again"
     shutil.copytree(run, copy)
     (copy / "stages/calibrate.json").unlink()
+    shutil.rmtree(copy / "checkpoints/derivation")
     (copy / "results/map/map.safetensors").unlink()
-    for piece in copy.glob("checkpoints/derivation/*/replica-1.safetensors"):
-        piece.unlink()
-    selfcal("calibrate", *COMMON[:-1], "again", folder=project)
+    words = ("calibrate", *COMMON[:-1], "again")
+    command = [sys.executable, "-c", LAUNCH, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not list(copy.glob("checkpoints/derivation/*/densities.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (copy / "results/map/map.safetensors").exists()
+    selfcal(*words, folder=project)
     for name in ("results/map/map.safetensors", "scores/data_dijet.safetensors"):
         assert (copy / name).read_bytes() == (run / name).read_bytes(), name
 

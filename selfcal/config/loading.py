@@ -27,7 +27,7 @@ from selfcal.config.document import (
     read_document,
     set_value,
 )
-from selfcal.config.run import RunConfig
+from selfcal.config.run import FitConfig, RunConfig
 from selfcal.config.shipped import shipped_names, shipped_path, shipped_root
 from selfcal.errors import ConfigError
 
@@ -287,6 +287,26 @@ def _inconsistencies(
     problems: list[ConfigError] = []
     seen: dict[str, str] = {}
     simulated = {card.region for card in cards if card.role == "simulation"}
+    control = {card.region for card in cards if card.role == "simulation" and card.use == "control"}
+    default = FitConfig()
+    # A default region that a run lacks makes its flavour 'extrapolated'; another one is meant.
+    named = {
+        f"reference_regions.{name}": region
+        for name, region in config.fit.reference_regions.items()
+        if region != default.reference_regions.get(name)
+    }
+    if config.fit.working_point_region != default.working_point_region:
+        named["working_point_region"] = config.fit.working_point_region
+    problems += [
+        ConfigError(
+            f"no control region '{region}'",
+            where=f"fit.{key}",
+            expected=f"one of {', '.join(sorted(control))}",
+            fix="name a region of which there is simulation with use: control",
+        )
+        for key, region in named.items()
+        if control and region not in control
+    ]
     for card, document in zip(cards, documents, strict=True):
         if card.name in seen:
             problems.append(

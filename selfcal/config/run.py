@@ -221,3 +221,18 @@ class RunConfig(Configured):
     training: TrainingConfig = TrainingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        data, fit = self.data, self.fit
+        if fit.pt_gev_edges[0] < data.pt_gev_min or fit.pt_gev_edges[-1] > data.pt_gev_max:
+            raise ValueError(
+                f"'fit.pt_gev_edges' {list(fit.pt_gev_edges)} must lie within 'data.pt_gev_min' "
+                f"({data.pt_gev_min:g}) and 'data.pt_gev_max' ({data.pt_gev_max:g})"
+            )
+        if fit.abs_eta_edges[1] > data.abs_eta_max:
+            raise ValueError(
+                f"'fit.abs_eta_edges' {list(fit.abs_eta_edges)} must not exceed 'data.abs_eta_max' "
+                f"({data.abs_eta_max:g})"
+            )
+        return self

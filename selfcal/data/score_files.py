@@ -52,14 +52,17 @@ def join_datasets(parts: Sequence[ScoredJets]) -> ScoredJets:
 
 
 def scores_of(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold]) -> ScoredJets:
-    """The scored jets of ``cards`` (of one region) in ``folds``, within the fit's |eta| range."""
-    low, high = context.config.fit.abs_eta_edges
+    """The scored jets of ``cards`` (of one region) in ``folds``."""
     parts = []
     for card in cards:
         part = load_scores(context.directory.scores / f"{card.name}.safetensors", card.region)
-        chosen = np.isin(part.fold, [int(fold) for fold in folds])
-        parts.append(part.select(chosen & (part.abs_eta >= low) & (part.abs_eta < high)))
+        parts.append(part.select(np.isin(part.fold, [int(fold) for fold in folds])))
     return join_datasets(parts)
+
+
+def within_abs_eta(jets: ScoredJets, edges: tuple[float, float]) -> ScoredJets:
+    """The jets with ``edges[0]`` <= |eta| < ``edges[1]``."""
+    return jets.select((jets.abs_eta >= edges[0]) & (jets.abs_eta < edges[1]))
 
 
 def control_scores(context: RunContext, role: str, region: str, folds: Sequence[Fold]) -> ScoredJets:

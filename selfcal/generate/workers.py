@@ -10,16 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from selfcal.errors import DataError
@@ -27,6 +21,7 @@ from selfcal.generate.pileup import MinimumBiasPool, generate_pool
 from selfcal.generate.processes import ordered_settings, process_named
 from selfcal.generate.records import JET_ARRAYS, PARTICLE_ARRAYS, TruthJets
 from selfcal.generate.truth import generate_chunk, up_to_quota
+from selfcal.run.workers import worker_pool
 
 CHUNK_JETS = 2000
 """Jets above 20 GeV per chunk: 3 to 10 s of work, of which Pythia's start takes 0.35 s."""
@@ -98,38 +93,6 @@ def _run_task(task: ChunkTask) -> TruthJets:
     return generate_chunk(task.process, task.pythia_settings, task.pythia_seed(), task.chunk, task.quota)
 
 
-def _prepare_worker(lifeline: Connection) -> None:
-    """Leave interrupts to the parent, end with it, and keep library banners off standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-    def watch() -> None:
-        try:
-            lifeline.recv_bytes()
-        except (EOFError, OSError):
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """``workers`` spawned processes that end with the block, or with this process however it ends."""
-    context = multiprocessing.get_context("spawn")
-    read_end, write_end = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, context, _prepare_worker, (read_end,))
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        raise
-    else:
-        executor.shutdown()
-    finally:
-        write_end.close()
-        read_end.close()
-
-
 def ensure_chunks(
     tasks: Sequence[ChunkTask],
     cache: Path,
@@ -157,9 +120,10 @@ def ensure_chunks(
         futures: dict[Future[TruthJets], ChunkTask] = {executor.submit(_run_task, t): t for t in missing}
         try:
             for future in as_completed(futures):
-                store_chunk(futures[future], future.result(), cache)
+                task = futures.pop(future)
+                store_chunk(task, future.result(), cache)
                 if done:
-                    done(futures[future])
+                    done(task)
         except BrokenProcessPool as error:
             raise DataError(
                 "a generator process ended unexpectedly",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from selfcal.config.run import FitConfig, TaggerConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold
-from selfcal.data.score_files import control_scores
+from selfcal.data.score_files import control_scores, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
@@ -63,13 +63,14 @@ def working_point_binning(jets: ScoredJets, fit: FitConfig, tagger: TaggerConfig
 def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
     """Read the measure fold. Working points come from all simulation that did not train the tagger."""
     config = context.config
+
+    def read(role: str, region: str, *folds: Fold) -> ScoredJets:
+        return within_abs_eta(control_scores(context, role, region, folds), config.fit.abs_eta_edges)
+
     simulation, data = (
-        {region: control_scores(context, role, region, (Fold.MEASURE,)) for region in regions}
-        for role in ("simulation", "data")
+        {region: read(role, region, Fold.MEASURE) for region in regions} for role in ("simulation", "data")
     )
-    untrained = control_scores(
-        context, "simulation", config.fit.working_point_region, (Fold.DERIVE, Fold.MEASURE)
-    )
+    untrained = read("simulation", config.fit.working_point_region, Fold.DERIVE, Fold.MEASURE)
     return MeasureFold(
         simulation, data, working_point_binning(untrained, config.fit, config.tagger), config.tagger
     )

@@ -63,7 +63,7 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1) -> Measureme
 
 
 def run_fit(context: RunContext) -> list[Path]:
-    """Write ``workspace.json``, ``fit.json`` and ``scale_factors.json`` into the results folder.
+    """Write ``workspace.json``, ``fit.json``, ``scale_factors.json`` and ``discriminants.safetensors``.
 
     Nothing is written if the fit is refused or does not converge, or if pyhf disagrees.
     """

@@ -235,10 +235,15 @@ def run_stages(stages: Sequence[Stage], context: RunContext) -> list[str]:
 
 
 def _run_one(state: StageState, context: RunContext) -> float:
-    """Run one stage and write its record last; the old record goes first, so a crash leaves none."""
+    """Run one stage and write its record last.
+
+    Before, the old record loses its fingerprint: after a crash the stage is not current, and its old
+    outputs are still known and can be removed.
+    """
     record = _record_path(context, state.stage.name)
-    old_outputs = set((_read_record(context, state.stage.name) or {"outputs": {}})["outputs"])
-    record.unlink(missing_ok=True)
+    old = (_read_record(context, state.stage.name) or {"outputs": {}})["outputs"]
+    old_outputs = set(old)
+    write_json(record, {"stage": state.stage.name, "fingerprint": None, "outputs": old, "upstream": {}})
     finished = _finished_outputs(state.stage, context)
     begin = time.monotonic()
     written = list(state.stage.function(context))

@@ -3,7 +3,7 @@
 Fills the truth into ``scale_factors.json`` and ``composition.json`` and writes
 ``closure.json`` (efficiencies per region, flavour and working point, before and after
 the map) and ``scale_factors_against_truth.json``. With real data there is no truth,
-and nothing is written.
+and the composition is written without.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy import stats
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
-from selfcal.data.score_files import scores_of
+from selfcal.data.score_files import scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.likelihood.templates import Binning
 from selfcal.run.atomic import read_json, write_json
@@ -38,21 +38,37 @@ JETS_MIN = 100
 
 @dataclass(frozen=True)
 class PassingShares:
-    """Efficiencies of nested selections (S,), tightest last, and their covariance (S, S)."""
+    """Efficiencies of S selections of discriminant bins, (S,), and their covariance (S, S)."""
 
     value: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
     @classmethod
     def of(
-        cls, discriminant: NDArray[np.float64], weight: NDArray[np.float64], edges: Sequence[float]
+        cls,
+        discriminant: NDArray[np.float64],
+        weight: NDArray[np.float64],
+        edges: Sequence[float],
+        selections: Sequence[Sequence[int]] | None = None,
     ) -> PassingShares:
-        """cov(ε_i, ε_j) = ε_tighter (1 - ε_looser) / n with n = (Σw)² / Σw²."""
+        """ε = A s with the bin shares s, and A (diag(s) - s sᵀ) Aᵀ / n with n = (Σw)² / Σw².
+
+        Each selection is a set of bins; without any, the nested ones D >= edge for every edge.
+        """
+        bins = len(edges) + 1
+        if selections is None:
+            selections = [range(first, bins) for first in range(1, bins)]
+        chosen = np.zeros((len(selections), bins))
+        for row, selection in enumerate(selections):
+            chosen[row, list(selection)] = 1.0
         total = weight.sum()
-        value = np.array([weight[discriminant >= edge].sum() / total for edge in edges])
+        share = np.bincount(np.digitize(discriminant, edges), weights=weight, minlength=bins) / total
         size = total**2 / (weight**2).sum()
-        tighter, looser = np.minimum.outer(value, value), np.maximum.outer(value, value)
-        return cls(value, tighter * (1 - looser) / size)
+        return cls(chosen @ share, chosen @ (np.diag(share) - np.outer(share, share)) @ chosen.T / size)
+
+    def at(self, index: NDArray[np.integer]) -> PassingShares:
+        """Some of the selections."""
+        return PassingShares(self.value[index], self.covariance[np.ix_(index, index)])
 
     def ratio_covariance(self, below: PassingShares) -> NDArray[np.float64]:
         """Covariance of self / below, to first order."""
@@ -77,8 +93,13 @@ def run_closure(context: RunContext) -> list[Path]:
     )
     truth = fill_truth(context, factors, binning)
     write_json(results / "scale_factors.json", factors)
-    write_json(results / "scale_factors_against_truth.json", compare_with_truth(factors, truth))
-    write_json(results / "closure.json", closure_table(context, calibration, binning))
+    comparison = compare_with_truth(factors, truth)
+    write_json(results / "scale_factors_against_truth.json", comparison)
+    closure = closure_table(context, calibration, binning)
+    closure["summary"]["scale_factors"] = {
+        key: value for key, value in comparison.items() if key not in ("rows_used", "pulls", "uncalibrated")
+    }
+    write_json(results / "closure.json", closure)
     names = ("composition.json", "scale_factors_against_truth.json", "closure.json")
     return [results / name for name in names]
 
@@ -100,41 +121,49 @@ def fill_truth(context: RunContext, factors: dict[str, Any], binning: Binning) -
         data = best_truth(context, region)
         if data is None:
             continue
-        simulation = nominal_efficiency_jets(context, region)
-        index = FLAVOURS.index(flavour)
+        samples = (data, nominal_efficiency_jets(context, region))
         for low, high in zip(binning.pt_gev_edges[:-1], binning.pt_gev_edges[1:], strict=True):
-            chosen = [
-                (i, row)
-                for i, row in enumerate(rows)
-                if row["flavour"] == flavour
-                and row["kind"] == "working_point"
-                and row["pt_gev"] == [low, high]
+            where = [i for i, r in enumerate(rows) if r["flavour"] == flavour and r["pt_gev"] == [low, high]]
+            parts = [
+                jets.select(
+                    (jets.flavour == FLAVOURS.index(flavour)) & (jets.pt_gev >= low) & (jets.pt_gev < high)
+                )
+                for jets in samples
             ]
-            shares = [
-                PassingShares.of(_discriminant(context, part), part.weight, binning.discriminant_edges)
-                for jets in (data, simulation)
-                for part in [
-                    jets.select((jets.flavour == index) & (jets.pt_gev >= low) & (jets.pt_gev < high))
-                ]
-                if len(part)
-            ]
-            if len(shares) < 2 or not (shares[0].value > 0).all() or not (shares[1].value > 0).all():
+            if not where or not all(len(part) for part in parts):
                 continue
-            place = [binning.working_points.index(row["working_point"]) for _, row in chosen]
-            block = shares[0].ratio_covariance(shares[1])[np.ix_(place, place)]
-            where = [i for i, _ in chosen]
+            observed, nominal = (
+                PassingShares.of(
+                    _discriminant(context, part),
+                    part.weight,
+                    binning.discriminant_edges,
+                    [_bins_of(rows[i], binning) for i in where],
+                )
+                for part in parts
+            )
+            known = np.flatnonzero((observed.value > 0) & (nominal.value > 0))
+            where = [where[k] for k in known]
+            observed, nominal = observed.at(known), nominal.at(known)
+            block = observed.ratio_covariance(nominal)
             covariance[np.ix_(where, where)] = block
-            for (_, row), slot in zip(chosen, place, strict=True):
-                value = shares[0].value[slot] / shares[1].value[slot]
-                error = shares[0].ratio_covariance(shares[1])[slot, slot] ** 0.5
-                row["truth"] = {"value": float(value), "error": float(error)}
+            for k, i in enumerate(where):
+                value = float(observed.value[k] / nominal.value[k])
+                rows[i]["truth"] = {"value": value, "error": float(block[k, k] ** 0.5)}
     return covariance
+
+
+def _bins_of(row: dict[str, Any], binning: Binning) -> Sequence[int]:
+    """The discriminant bins that a scale-factor row counts."""
+    if row["kind"] == "continuous":
+        return (row["bin"],)
+    return range(binning.working_points.index(row["working_point"]) + 1, binning.n_bins)
 
 
 def compare_with_truth(factors: dict[str, Any], truth_covariance: NDArray[np.float64]) -> dict[str, Any]:
     """χ² = dᵀ (C + C_truth)⁻¹ d over working-point rows with ``PASSING_MIN`` expected passing jets.
 
-    Beside it the same for scale factors of one, the uncalibrated simulation.
+    Beside it scale factors of one, the uncalibrated simulation, on the same rows: they have no
+    uncertainty of their own, so their covariance is that of the truth alone.
     """
     rows = factors["rows"]
     place = {row: i for i, row in enumerate(factors["covariance"]["rows"])}
@@ -148,23 +177,25 @@ def compare_with_truth(factors: dict[str, Any], truth_covariance: NDArray[np.flo
     ]
     measured = np.array(factors["covariance"]["matrix"])
     slots = [place[i] for i in used]
-    covariance = measured[np.ix_(slots, slots)] + truth_covariance[np.ix_(used, used)]
+    known = truth_covariance[np.ix_(used, used)]
     truth = np.array([rows[i]["truth"]["value"] for i in used])
     value = np.array([rows[i]["value"] for i in used])
-    result = _agreement(value - truth, covariance, used)
-    return {**result, "uncalibrated": _agreement(1.0 - truth, covariance, used)}
+    result = _agreement(value - truth, measured[np.ix_(slots, slots)] + known, used)
+    return {**result, "uncalibrated": _agreement(1.0 - truth, known, used)}
 
 
 def _agreement(
     difference: NDArray[np.float64], covariance: NDArray[np.float64], rows: list[int]
 ) -> dict[str, Any]:
-    if not rows:
+    sigma = np.sqrt(np.diag(covariance))
+    if not rows or not (sigma > 0).all():
         return {"chi2": 0.0, "ndf": 0, "p_value": None, "max_pull": None, "rows_used": [], "pulls": []}
+    pulls = difference / sigma
     chi2 = float(difference @ np.linalg.solve(covariance, difference))
-    pulls = difference / np.sqrt(np.diag(covariance))
     return {
         "chi2": chi2,
         "ndf": len(rows),
+        "mean_absolute_deviation": float(np.abs(difference).mean()),
         "p_value": float(stats.chi2.sf(chi2, len(rows))),
         "max_pull": float(np.abs(pulls).max()),
         "rows_used": rows,
@@ -175,7 +206,8 @@ def _agreement(
 def closure_table(context: RunContext, calibration: Calibration, binning: Binning) -> dict[str, Any]:
     """Efficiencies of every region, flavour and working point: data, simulation, calibrated simulation.
 
-    Control regions use the measure fold of the simulation; held-out regions all of it.
+    Control regions use the measure fold of the simulation; held-out regions all of it. The map's
+    uncertainty is the spread of its bootstrap replicas in quadrature with the difference to the stiff map.
     """
     rows: list[dict[str, Any]] = []
     regions = dict.fromkeys(card.region for card in context.cards_for("simulation"))
@@ -185,11 +217,17 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
             continue
         held_out = region not in calibration.regions
         cards = [c for c in context.cards_for("simulation") if c.region == region and c.use != "truth"]
-        simulation = scores_of(context, cards, tuple(Fold) if held_out else (Fold.MEASURE,))
+        if not cards:
+            continue
+        simulation = within_abs_eta(
+            scores_of(context, cards, tuple(Fold) if held_out else (Fold.MEASURE,)),
+            context.config.fit.abs_eta_edges,
+        )
         moved = calibration.apply(simulation, calibration.nominal)
+        stiff = calibration.apply(simulation, calibration.stiff)
         replicas = [calibration.apply(simulation, maps) for maps in calibration.replicas]
-        d_data, d_sim, d_moved, *d_replicas = (
-            _discriminant(context, jets) for jets in (data, simulation, moved, *replicas)
+        d_data, d_sim, d_moved, d_stiff, *d_replicas = (
+            _discriminant(context, jets) for jets in (data, simulation, moved, stiff, *replicas)
         )
         for index, flavour in enumerate(FLAVOURS):
             of_data, of_sim = data.flavour == index, simulation.flavour == index
@@ -197,13 +235,16 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
                 continue
             w_data, w_sim = data.weight[of_data], simulation.weight[of_sim]
             true = PassingShares.of(d_data[of_data], w_data, binning.discriminant_edges)
-            before, after, *varied = (
+            before, after, other, *varied = (
                 PassingShares.of(d[of_sim], w_sim, binning.discriminant_edges)
-                for d in (d_sim, d_moved, *d_replicas)
+                for d in (d_sim, d_moved, d_stiff, *d_replicas)
             )
             with np.errstate(divide="ignore", invalid="ignore"):
                 error = np.sqrt(np.diag(true.ratio_covariance(after)))
-                spread = np.std([true.value / replica.value for replica in varied], axis=0, ddof=1)
+                spread = np.hypot(
+                    np.std([true.value / replica.value for replica in varied], axis=0, ddof=1),
+                    true.value / other.value - true.value / after.value,
+                )
             for slot, point in enumerate(binning.working_points):
                 if min(before.value[slot], after.value[slot], true.value[slot]) <= 0:
                     continue

@@ -11,7 +11,7 @@ from selfcal.config.card import DataCard
 from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
 from selfcal.data.folds import Fold
 from selfcal.data.hdf5 import read_jets
-from selfcal.data.score_files import join_datasets, load_scores, scores_of
+from selfcal.data.score_files import join_datasets, load_scores, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
@@ -45,11 +45,10 @@ def true_jets(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fo
                 where=f"dataset '{card.name}'",
                 fix="run 'selfcal calibrate' again: the scores are of other files",
             )
-        low, high = context.config.fit.abs_eta_edges
-        chosen = np.isin(scored.fold, [int(fold) for fold in folds])
-        chosen &= (scored.abs_eta >= low) & (scored.abs_eta < high)
-        parts.append(replace(scored, flavour=truth).select(chosen))
-    return join_datasets(parts)
+        parts.append(
+            replace(scored, flavour=truth).select(np.isin(scored.fold, [int(fold) for fold in folds]))
+        )
+    return within_abs_eta(join_datasets(parts), context.config.fit.abs_eta_edges)
 
 
 def best_truth(context: RunContext, region: str) -> ScoredJets | None:
@@ -79,4 +78,6 @@ def nominal_efficiency_jets(context: RunContext, region: str) -> ScoredJets:
     dedicated = [card for card in simulation if card.use == "truth"]
     held_out = all(card.use == "validation" for card in simulation)
     folds = tuple(Fold) if dedicated or held_out else (Fold.DERIVE, Fold.MEASURE)
-    return scores_of(context, dedicated or simulation, folds)
+    return within_abs_eta(
+        scores_of(context, dedicated or simulation, folds), context.config.fit.abs_eta_edges
+    )

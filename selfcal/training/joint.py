@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,17 @@ class _JointStage:
     def _fingerprint(self, tagger: FlavourTagger) -> str:
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         digest.update(self.training.model_dump_json().encode())
-        for value in (*tagger.state_dict().values(), self.data.sample.coordinates, self.prior.fractions):
+        digest.update(repr((self.seed, self.frame)).encode())
+        tensors = [
+            *tagger.state_dict().values(),
+            *self.learnt.composition.state_dict().values(),
+            *self.learnt.maps.state_dict().values(),
+            self.prior.fractions,
+            self.prior.uncertainty,
+        ]
+        for sample in (self.simulation.sample, self.data.sample):
+            tensors += [getattr(sample, field.name) for field in fields(sample)]
+        for value in tensors:
             digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -35,7 +35,8 @@ class Calibration:
     nominal : maps by likelihood
     stiff : affine maps by the energy distance, another model of the same shift
     replicas : M bootstrap replicas of ``nominal``
-    prior, fractions, fraction_uncertainty, simulated : composition before and after, (R, F)
+    prior, bulk_fractions, fractions, fraction_uncertainty : composition of the cards, of the bulk
+        distance and of the likelihood, and the σ of the latter, (R, F)
     """
 
     frame: ScoreFrame

@@ -112,10 +112,10 @@ def fit_composition(
     """Fractions and a stiff affine map per flavour by the energy distance.
 
     Minimises  Σ_r n_r D_r / (2 s E_r) + ½ Σ ((π - π0)/σ)² + stiffness(T)  with D_r the energy
-    distance of region r after kinematic reweighting, E_r = E|Y - Y'| its expectation
-    under the null times n_r, s = ``LEADING_SHARE`` and n_r = N M / (N + M) of the effective sample sizes. The
-    distance lives in the bulk, where a map cannot trade one flavour for another. The
-    average over the second half of the steps is returned.
+    distance of region r after kinematic reweighting, n_r = N M / (N + M) of the effective sample
+    sizes, E_r = E|Y - Y'| the expectation of n_r D_r when both laws are equal, and
+    s = ``LEADING_SHARE``. The distance lives in the bulk, where a map cannot trade one flavour for
+    another. The average over the second half of the steps is returned.
     """
     regions = len(prior.fractions)
     steps = config.steps if steps is None else steps

@@ -17,11 +17,11 @@ replica-<i>            replica i: maps and fractions by likelihood
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from selfcal.config.run import CalibrationConfig
+from selfcal.errors import FitError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
+from selfcal.run.workers import worker_pool
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.base_density import BaseDensities, fit_base_densities
 from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_composition
@@ -254,6 +256,18 @@ def run_task(folder: Path, task: str) -> str:
     return task
 
 
+def _finished(future: Future[str], folder: Path) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise FitError(
+            "a calibration process ended unexpectedly",
+            where=str(folder),
+            fix="run the same command again, with calibration.workers: 1 if memory was short; "
+            "finished tasks are kept",
+        ) from error
+
+
 def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> Derivation:
     """Run all missing tasks of a derivation; ``report(done, total)`` follows it.
 
@@ -277,11 +291,10 @@ def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> De
             done += 1
             report(done, total)
     elif done < total:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=context) as pool:
+        with worker_pool(workers or os.cpu_count() or 1) as pool:
             for wave in missing:
                 for future in as_completed([pool.submit(run_task, folder, task) for task in wave]):
-                    future.result()
+                    _finished(future, folder)
                     done += 1
                     report(done, total)
     return derivation

@@ -190,6 +190,13 @@ def test_shipped_configurations_and_cards_are_valid():
         StudyConfig.model_validate(yaml.safe_load(path.read_text()))
 
 
+def test_a_misspelt_reference_region_and_a_range_outside_the_data_are_refused():
+    with pytest.raises(ConfigError, match="no control region 'djet'"):
+        load_run(["demo"], ["fit.reference_regions={light: djet}"])
+    with pytest.raises(ConfigError, match="must lie within"):
+        load_run(["demo"], ["fit.pt_gev_edges=[10, 50]"])
+
+
 def test_demo_holds_what_the_analysis_needs():
     loaded = load_run(["demo"])
     regions = {"ttbar_emu", "w_charm", "dijet", "z_tautau", "ttbar_ljets"}

@@ -87,10 +87,23 @@ def test_no_rows_give_no_p_value() -> None:
 
 
 def test_identity_is_compared_on_the_same_rows() -> None:
-    covariance, truth = correlated(4, 0.05), np.full(4, 1.6)
-    result = compare_with_truth(factors(truth, truth, covariance), np.zeros((4, 4)))
+    covariance, truth = correlated(4, 0.5), np.full(4, 1.6)
+    result = compare_with_truth(factors(truth, truth, covariance), correlated(4, 0.02))
     assert result["chi2"] == pytest.approx(0.0)
+    # A large uncertainty of the measurement does not excuse having measured nothing.
     assert result["uncalibrated"]["p_value"] < 1e-6
+    assert result["uncalibrated"]["rows_used"] == result["rows_used"]
+
+
+def test_continuous_bins_and_their_sum_have_the_multinomial_covariance() -> None:
+    random = np.random.default_rng(4)
+    selections = [(1,), (2,), (1, 2)]
+    shares = PassingShares.of(random.standard_normal(500), np.ones(500), (-0.5, 0.5), selections)
+    p, q = shares.value[0], shares.value[1]
+    assert shares.value[2] == pytest.approx(p + q)
+    expected = np.array([[p * (1 - p), -p * q], [-p * q, q * (1 - q)]]) / 500
+    assert shares.covariance[:2, :2] == pytest.approx(expected)
+    assert shares.covariance[2, 2] == pytest.approx((p + q) * (1 - p - q) / 500)
 
 
 def test_nested_efficiencies_have_the_binomial_covariance() -> None:

@@ -51,7 +51,12 @@ def context(make_jets, tmp_path):
         data=DataConfig(cards=("unused.yaml",), pt_gev_min=30.0, pt_gev_max=200.0, abs_eta_max=2.0),
         tagger=TaggerConfig(width=16, layers=1, heads=2, feedforward_width=16, latent=8),
         training=TrainingConfig(epochs=4, batch_size=64, learning_rate=5e-3),
-        fit=FitConfig(working_point_region="a", working_points=(0.6, 0.8)),
+        fit=FitConfig(
+            working_point_region="a",
+            working_points=(0.6, 0.8),
+            pt_gev_edges=(30.0, 200.0),
+            abs_eta_edges=(0.0, 2.0),
+        ),
     )
     return RunContext(config, tuple(cards), RunDirectory(tmp_path / "run"), data_root=tmp_path)
 
