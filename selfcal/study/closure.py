@@ -32,6 +32,9 @@ from selfcal.transport.calibration import Calibration, load_calibration
 PASSING_MIN = 25
 """Rows with fewer expected passing jets of their flavour are not compared: their errors are not Gaussian."""
 
+VARIANCE_MIN = 1e-12
+"""Directions with less than this part of the largest variance carry no information."""
+
 JETS_MIN = 100
 """Flavours with fewer true jets in a region get no closure row."""
 
@@ -148,7 +151,8 @@ def fill_truth(context: RunContext, factors: dict[str, Any], binning: Binning) -
             covariance[np.ix_(where, where)] = block
             for k, i in enumerate(where):
                 value = float(observed.value[k] / nominal.value[k])
-                rows[i]["truth"] = {"value": value, "error": float(block[k, k] ** 0.5)}
+                # Where all jets pass, rounding can leave the variance a hair below zero.
+                rows[i]["truth"] = {"value": value, "error": float(np.sqrt(max(block[k, k], 0.0)))}
     return covariance
 
 
@@ -181,22 +185,29 @@ def compare_with_truth(factors: dict[str, Any], truth_covariance: NDArray[np.flo
     truth = np.array([rows[i]["truth"]["value"] for i in used])
     value = np.array([rows[i]["value"] for i in used])
     result = _agreement(value - truth, measured[np.ix_(slots, slots)] + known, used)
-    return {**result, "uncalibrated": _agreement(1.0 - truth, known, used)}
+    uncertain = np.flatnonzero(np.diag(known) > 0)
+    uncalibrated = _agreement(
+        (1.0 - truth)[uncertain], known[np.ix_(uncertain, uncertain)], [used[k] for k in uncertain]
+    )
+    return {**result, "uncalibrated": uncalibrated}
 
 
 def _agreement(
     difference: NDArray[np.float64], covariance: NDArray[np.float64], rows: list[int]
 ) -> dict[str, Any]:
-    sigma = np.sqrt(np.diag(covariance))
-    if not rows or not (sigma > 0).all():
+    if not rows:
         return {"chi2": 0.0, "ndf": 0, "p_value": None, "max_pull": None, "rows_used": [], "pulls": []}
-    pulls = difference / sigma
-    chi2 = float(difference @ np.linalg.solve(covariance, difference))
+    pulls = difference / np.sqrt(np.diag(covariance))
+    variances, directions = np.linalg.eigh(covariance)
+    # Rows of which one follows from the others (all jets pass) share a direction without variance.
+    free = variances > VARIANCE_MIN * variances.max()
+    ndf = int(free.sum())
+    chi2 = float(((difference @ directions[:, free]) ** 2 / variances[free]).sum())
     return {
         "chi2": chi2,
-        "ndf": len(rows),
+        "ndf": ndf,
         "mean_absolute_deviation": float(np.abs(difference).mean()),
-        "p_value": float(stats.chi2.sf(chi2, len(rows))),
+        "p_value": float(stats.chi2.sf(chi2, ndf)),
         "max_pull": float(np.abs(pulls).max()),
         "rows_used": rows,
         "pulls": [{"row": row, "pull": float(pull)} for row, pull in zip(rows, pulls, strict=True)],

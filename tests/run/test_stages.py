@@ -97,8 +97,16 @@ def test_failure_keeps_what_was_finished(chain):
     assert run_stages(chain.stages(), chain.context) == ["b", "c"]
 
 
+@pytest.fixture
+def heeded_interrupt():
+    """A shell starts background jobs with Ctrl-C ignored, and a run of the tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_in_interrupted_and_the_next_run_goes_on(chain, number):
+def test_signals_end_in_interrupted_and_the_next_run_goes_on(chain, number, heeded_interrupt):
     chain.before = lambda name: os.kill(os.getpid(), number) if name == "b" else None
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="during 'b'") as caught:

@@ -72,6 +72,16 @@ def test_uncertainty_of_the_truth_counts_too() -> None:
     assert exact["chi2"] > 20 * blurred["chi2"]
 
 
+def test_a_row_that_repeats_another_does_not_count_twice() -> None:
+    covariance = correlated(2, 0.05)
+    twice = covariance[np.ix_([0, 1, 1], [0, 1, 1])]
+    values, truth = np.array([1.1, 0.95, 0.95]), np.ones(3)
+    single = compare_with_truth(factors(values[:2], truth[:2], covariance), np.zeros((2, 2)))
+    double = compare_with_truth(factors(values, truth, twice), np.zeros((3, 3)))
+    assert double["ndf"] == single["ndf"] == 2
+    assert double["chi2"] == pytest.approx(single["chi2"])
+
+
 def test_rows_with_few_jets_or_without_truth_are_left_out() -> None:
     covariance, truth = correlated(4, 0.05), np.ones(4)
     content = factors(truth, truth, covariance)
