@@ -10,21 +10,17 @@ Order (train fold first, then a fold that the tagger has not seen):
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import selfcal
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
 from selfcal.data.score_files import control_scores
 from selfcal.data.scored import concatenate
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
-from selfcal.run.stages import canonical_digest, file_sha256
 from selfcal.tagger.bundle import load_bundle, save_bundle
 from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.joint_stage import run_joint_training
@@ -90,19 +86,7 @@ def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibra
     sample, observed = build_sample(simulation, regions, frame), build_sample(data, regions, frame)
     prior = composition_prior(context, regions, simulated_fractions(sample, len(regions)))
     scratch = context.directory.checkpoints / "derivation"
-    write_inputs(scratch, sample, observed, prior, config, context.config.seed)
-    decisive = [
-        selfcal.__version__,
-        file_sha256(scratch / "inputs.safetensors"),
-        config.model_dump(mode="json", exclude={"workers"}),
-    ]
-    folder = scratch / canonical_digest(decisive)[:16]
-    for other in scratch.glob("*/"):
-        if other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(exist_ok=True)
-    for name in ("inputs.safetensors", "config.json"):
-        os.replace(scratch / name, folder / name)
+    folder = write_inputs(scratch, sample, observed, prior, config, context.config.seed)
     tracker = context.progress("composition and maps", 2 * config.bootstraps + 3)
     derivation = derive(folder, config.workers, lambda done, _: tracker.update(done))
     return collect(derivation, regions, frame)

@@ -17,7 +17,9 @@ replica-<i>            replica i: maps and fractions by likelihood
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import selfcal
 from selfcal.config.run import CalibrationConfig
 from selfcal.errors import FitError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
@@ -45,20 +48,32 @@ SAMPLE_FIELDS = ("coordinates", "conditions", "flavour", "region", "event", "wei
 
 
 def write_inputs(
-    folder: Path,
+    scratch: Path,
     simulation: Sample,
     data: Sample,
     prior: CompositionPrior,
     config: CalibrationConfig,
     seed: int,
-) -> None:
-    """Store what all tasks read."""
+) -> Path:
+    """Store what all tasks read in ``scratch/<digest of it>``; returns that folder.
+
+    Folders of other inputs or another configuration are removed.
+    """
     arrays = {f"simulation.{name}": getattr(simulation, name).numpy() for name in SAMPLE_FIELDS}
     arrays |= {f"data.{name}": getattr(data, name).numpy() for name in SAMPLE_FIELDS}
     arrays |= {"prior.fractions": prior.fractions.numpy(), "prior.uncertainty": prior.uncertainty.numpy()}
     arrays["seed"] = np.array([seed])
+    # The arrays are hashed, not their file: safetensors does not fix the order within a file.
+    digest = hashlib.sha256(f"{selfcal.__version__} {config.model_dump_json(exclude={'workers'})}".encode())
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    folder = scratch / digest.hexdigest()[:16]
+    for other in scratch.glob("*/"):
+        if other != folder:
+            shutil.rmtree(other)
     write_arrays(folder / "inputs.safetensors", arrays)
     write_text(folder / "config.json", config.model_dump_json())
+    return folder
 
 
 def _tensors(module: nn.Module, prefix: str) -> dict[str, np.ndarray]:
@@ -244,6 +259,9 @@ def run_task(folder: Path, task: str) -> str:
     """Do one task of a derivation, on one thread."""
     torch.set_num_threads(1)
     derivation = Derivation.open(folder)
+    # Fresh networks draw their weights from torch's global generator, whose state depends on
+    # what this process did before.
+    torch.manual_seed(derivation.generator(f"weights of {task}").initial_seed())
     kind, _, number = task.partition("-")
     if kind == "composition":
         _run_composition(derivation)
