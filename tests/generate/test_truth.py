@@ -19,7 +19,7 @@ def jet_of_particle(truth: TruthJets) -> np.ndarray:
     return np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
 
 
-def hadrons_match_pdg(truth: TruthJets, codes: tuple[int, ...], at_least: int) -> None:
+def assert_hadrons_match_pdg(truth: TruthJets, codes: tuple[int, ...], at_least: int) -> None:
     for code in codes:
         ctau = truth.hadron_ctau_mm[np.abs(truth.hadron_pdg) == code]
         assert len(ctau) >= at_least
@@ -28,17 +28,17 @@ def hadrons_match_pdg(truth: TruthJets, codes: tuple[int, ...], at_least: int) -
 
 
 def test_b_hadrons_live_as_long_as_in_nature(top_truth: TruthJets) -> None:
-    hadrons_match_pdg(top_truth, (511, 521), 100)
+    assert_hadrons_match_pdg(top_truth, (511, 521), 100)
 
 
 def test_charm_hadrons_live_as_long_as_in_nature(charm_truth: TruthJets) -> None:
-    hadrons_match_pdg(charm_truth, (411, 421), 30)
+    assert_hadrons_match_pdg(charm_truth, (411, 421), 30)
 
 
 @pytest.mark.long
 def test_decay_lengths_to_three_per_cent() -> None:
     truth = generate_chunk("ttbar_emu", (), 23, 0, 12_000)
-    hadrons_match_pdg(truth, (511, 521), 2_000)
+    assert_hadrons_match_pdg(truth, (511, 521), 2_000)
 
 
 def test_flight_distance_is_beta_gamma_ctau(top_truth: TruthJets) -> None:
