@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -18,6 +19,22 @@ from jaxtyping import install_import_hook
 TENSOR_PACKAGES = ("selfcal.tagger", "selfcal.transport", "selfcal.penalty", "selfcal.likelihood")
 
 install_import_hook(list(TENSOR_PACKAGES), "beartype.beartype")
+
+SHARED = Path(__file__).parents[2] / "shared"
+"""Files of others (benchmark, published, peers) beside the checkout; a user of the project has none."""
+
+
+@pytest.fixture(scope="session")
+def shared_file() -> Callable[[str], Path]:
+    """The path of ``shared/NAME``; the test is skipped where it does not exist."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"needs {name} in a folder 'shared' beside the checkout, which is not there")
+        return path
+
+    return find
 
 
 @pytest.fixture(autouse=True)
