@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,7 +78,7 @@ def make_synthetic_jets(
             columns[name] = generator.normal(displacement, 1.0)
         elif not name.startswith("numberOf"):
             columns[name] = generator.normal(0.0, 1e-4 if name == "qOverP" else 0.05, total)
-    return Jets(
+    jets_without_vertices = Jets(
         dataset=dataset,
         pt_gev=generator.uniform(20, 250, n).astype(np.float32),
         eta=generator.uniform(-2.4, 2.4, n).astype(np.float32),
@@ -92,6 +93,10 @@ def make_synthetic_jets(
         track_vertex=np.full(total, -2, np.int16),
         track_fields=fields,
     )
+    # Pile-up, fakes and tracks of unknown origin have no vertex number.
+    vertex = generator.integers(0, 3, total).astype(np.int16)
+    vertex = np.where(jets_without_vertices.track_origin < 2, np.int16(-2), vertex)
+    return replace(jets_without_vertices, track_vertex=vertex)
 
 
 @pytest.fixture

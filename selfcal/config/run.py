@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -65,19 +65,62 @@ class GenerateConfig(Configured):
     worlds: dict[str, World] = {"nominal": World()}
 
 
+TAGGER_SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "width": 64,
+        "layers": 3,
+        "heads": 4,
+        "feedforward_width": 128,
+        "origin_widths": (64,),
+        "vertex_widths": (32,),
+    },
+    "medium": {
+        "width": 128,
+        "layers": 3,
+        "heads": 8,
+        "feedforward_width": 256,
+        "origin_widths": (128, 64, 32),
+        "vertex_widths": (128, 64, 32),
+    },
+    "gn2": {
+        "width": 256,
+        "layers": 4,
+        "heads": 8,
+        "feedforward_width": 512,
+        "origin_widths": (128, 64, 32),
+        "vertex_widths": (128, 64, 32),
+    },
+}
+"""What ``tagger.size`` stands for: about 0.1, 0.5 and 2.3 million parameters as a transformer."""
+
+
 class TaggerConfig(Configured):
-    """A transformer over tracks (see ``selfcal.tagger``)."""
+    """A transformer over tracks (see ``selfcal.tagger``).
+
+    ``size`` sets every width and depth that is not given; see :data:`TAGGER_SIZES`.
+    ``origin_widths`` and ``vertex_widths`` are the hidden layers of the two heads on tracks.
+    """
 
     kind: Literal["transformer"] = "transformer"
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")] = "SelfCal"
+    size: Literal["small", "medium", "gn2"] = "small"
     width: PositiveInt = 64
     layers: PositiveInt = 3
     heads: PositiveInt = 4
     feedforward_width: PositiveInt = 128
+    origin_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64,)
+    vertex_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32,)
     latent: PositiveInt = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     tau_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_size(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**TAGGER_SIZES.get(str(given.get("size", "small")), {}), **given}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -98,6 +141,7 @@ class TrainingConfig(Configured):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     gradient_clip: Positive = 1.0
     origin_loss_weight: Annotated[float, Field(ge=0)] = 0.5
+    vertex_loss_weight: Annotated[float, Field(ge=0)] = 1.5
     balance_flavours: bool = False
     validation_fraction: Probability = 0.1
 

@@ -11,8 +11,11 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcal.data.jets import Jets
+from selfcal.data.jets import ORIGINS, Jets
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, compute_features
+
+NO_VERTEX, UNKNOWN_VERTEX = -1, -2
+ORIGINS_WITHOUT_VERTEX = (ORIGINS.index("pileup"), ORIGINS.index("fake"))
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class JetBatch:
     jet : (B, J) float32
     flavour : (B,) int64, -1 where unlabelled
     origin : (B, L) int64, -1 where padded or unknown
+    vertex : (B, L) int64, number of the true vertex within the jet; NO_VERTEX for pile-up and fakes,
+        UNKNOWN_VERTEX where padded or unknown
     weight : (B,) float32
     """
 
@@ -34,6 +39,7 @@ class JetBatch:
     jet: Float[Tensor, "jets jet_features"]
     flavour: Int[Tensor, " jets"]
     origin: Int[Tensor, "jets tracks"]
+    vertex: Int[Tensor, "jets tracks"]
     weight: Float[Tensor, " jets"]
 
     def __len__(self) -> int:
@@ -49,6 +55,7 @@ class TensorJets:
     jet: Float[Tensor, "jets jet_features"]
     flavour: Int[Tensor, " jets"]
     origin: Int[Tensor, " all_tracks"]
+    vertex: Int[Tensor, " all_tracks"]
     weight: Float[Tensor, " jets"]
 
     def __len__(self) -> int:
@@ -73,6 +80,7 @@ class TensorJets:
             jet=self.jet[chosen],
             flavour=self.flavour[chosen],
             origin=torch.where(valid, self.origin[rows], -1),
+            vertex=torch.where(valid, self.vertex[rows], UNKNOWN_VERTEX),
             weight=self.weight[chosen],
         )
 
@@ -86,8 +94,20 @@ def to_tensors(jets: Jets, inputs: TaggerInputs, normalisation: Normalisation) -
         jet=torch.from_numpy(features.jet),
         flavour=torch.from_numpy(jets.flavour.astype(np.int64)),
         origin=torch.from_numpy(jets.track_origin.astype(np.int64)),
+        vertex=torch.from_numpy(_vertex(jets)),
         weight=torch.from_numpy(jets.weight.astype(np.float32)),
     )
+
+
+def _vertex(jets: Jets) -> NDArray[np.int64]:
+    """The true vertex of every track, (T,), with NO_VERTEX told apart from UNKNOWN_VERTEX.
+
+    Files give pile-up and fake tracks a negative number; without any other number the
+    file says nothing about vertices.
+    """
+    vertex = jets.track_vertex.astype(np.int64)
+    no_vertex = (vertex < 0) & np.isin(jets.track_origin, ORIGINS_WITHOUT_VERTEX) & bool((vertex >= 0).any())
+    return np.where(vertex >= 0, vertex, np.where(no_vertex, NO_VERTEX, UNKNOWN_VERTEX))
 
 
 def join(parts: Sequence[TensorJets]) -> TensorJets:
@@ -99,6 +119,7 @@ def join(parts: Sequence[TensorJets]) -> TensorJets:
         jet=torch.cat([part.jet for part in parts]),
         flavour=torch.cat([part.flavour for part in parts]),
         origin=torch.cat([part.origin for part in parts]),
+        vertex=torch.cat([part.vertex for part in parts]),
         weight=torch.cat([part.weight for part in parts]),
     )
 

@@ -26,9 +26,9 @@ from selfcal.run.atomic import atomic_path, read_json, write_json
 from selfcal.tagger.batching import TensorJets, to_tensors
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, known_inputs
 from selfcal.tagger.network import FlavourTagger
-from selfcal.tagger.transformer import TransformerTagger
+from selfcal.tagger.transformer import TransformerEncoder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_NAME, DESCRIPTION_NAME = "model.safetensors", "tagger.json"
 
 
@@ -50,7 +50,7 @@ def build_tagger(config: TaggerConfig, inputs: TaggerInputs, seed: int) -> Flavo
     """A fresh model with weights drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TransformerTagger(len(inputs.track), len(inputs.jet), config)
+        return FlavourTagger(TransformerEncoder(len(inputs.track), len(inputs.jet), config), config)
 
 
 def save_bundle(bundle: TaggerBundle, folder: Path) -> list[Path]:

@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfcal.config.run import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import ORIGINS
 from selfcal.tagger.batching import JetBatch
+from selfcal.tagger.heads import PairHead, TrackHead
+from selfcal.tagger.pairs import TrackPairs, track_pairs
 
 
 class Encoded(NamedTuple):
@@ -36,37 +39,38 @@ class Encoder(nn.Module):
 
 
 class TaggerOutput(NamedTuple):
-    """Logits of the flavours, the latent vector they come from, logits of the track origins.
+    """Logits of the flavours, the latent vector they come from, and what the heads on tracks say.
 
-    ``origin_logits`` is None if it was not asked for.
+    ``vertex_logits`` belong to ``pairs``: that the two tracks come from one vertex. The
+    last three are None if they were not asked for.
     """
 
     logits: Float[Tensor, "jets flavours"]
     latent: Float[Tensor, "jets latent"]
-    origin_logits: Float[Tensor, "jets tracks origins"] | None
+    origin_logits: Float[Tensor, "jets tracks origins"] | None = None
+    pairs: TrackPairs | None = None
+    vertex_logits: Float[Tensor, " pairs"] | None = None
 
 
 class FlavourTagger(nn.Module):
-    """encoder -> latent h = GELU(W e + a) -> flavour logits; (track, h) -> origin logits.
+    """encoder -> latent h = GELU(W e + a) -> flavour logits; (track, h) -> origin; (pair, h) -> vertex."""
 
-    The origin head is GELU(W_t x_i + W_h h + c) followed by a linear layer, which is
-    the dense layer over the concatenation (x_i, h) without repeating h for every track.
-    """
-
-    def __init__(self, encoder: Encoder, latent: int) -> None:
+    def __init__(self, encoder: Encoder, config: TaggerConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        self.latent = nn.Linear(encoder.width, latent)
-        self.flavour = nn.Linear(latent, len(FLAVOURS))
-        self.origin_of_track = nn.Linear(encoder.width, encoder.width)
-        self.origin_of_jet = nn.Linear(latent, encoder.width, bias=False)
-        self.origin = nn.Linear(encoder.width, len(ORIGINS))
+        self.latent = nn.Linear(encoder.width, config.latent)
+        self.flavour = nn.Linear(config.latent, len(FLAVOURS))
+        self.origin = TrackHead(encoder.width, config.latent, config.origin_widths, len(ORIGINS))
+        self.vertex = PairHead(encoder.width, config.latent, config.vertex_widths)
 
-    def forward(self, batch: JetBatch, *, with_origin: bool = True) -> TaggerOutput:
+    def forward(self, batch: JetBatch, *, with_origin: bool = True, with_vertex: bool = True) -> TaggerOutput:
         encoded: Encoded = self.encoder(batch)
         latent = F.gelu(self.latent(encoded.jet))
-        origin_logits = None
+        output = TaggerOutput(self.flavour(latent), latent)
         if with_origin:
-            hidden = self.origin_of_track(encoded.tracks) + self.origin_of_jet(latent)[:, None]
-            origin_logits = self.origin(F.gelu(hidden))
-        return TaggerOutput(self.flavour(latent), latent, origin_logits)
+            output = output._replace(origin_logits=self.origin(encoded.tracks, latent))
+        if with_vertex:
+            pairs = track_pairs(batch.valid)
+            logits = self.vertex(encoded.tracks, latent, pairs)
+            output = output._replace(pairs=pairs, vertex_logits=logits)
+        return output

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selfcal.config.run import TaggerConfig
 from selfcal.tagger.batching import JetBatch
-from selfcal.tagger.network import Encoded, Encoder, FlavourTagger
+from selfcal.tagger.network import Encoded, Encoder
 
 
 class TransformerLayer(nn.Module):
@@ -102,10 +102,3 @@ class TransformerEncoder(Encoder):
             x = layer(x, mask)
         x = self.norm(x)
         return Encoded(tracks=x[:, 1:], jet=self.pooling(x, valid))
-
-
-class TransformerTagger(FlavourTagger):
-    """The transformer with its heads; ``config.width`` etc. choose its size."""
-
-    def __init__(self, track_inputs: int, jet_inputs: int, config: TaggerConfig) -> None:
-        super().__init__(TransformerEncoder(track_inputs, jet_inputs, config), config.latent)

@@ -13,7 +13,7 @@ from selfcal.data.flavours import FLAVOURS, LIGHT, B
 from selfcal.tagger.batching import TensorJets, sorted_batches
 from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.working_points import area_under_curve, efficiency, thresholds
-from selfcal.training.objectives import flavour_loss, origin_loss
+from selfcal.training.objectives import flavour_loss, origin_loss, same_vertex, vertex_loss
 
 EVALUATION_BATCH = 1024
 
@@ -31,7 +31,7 @@ def log_probabilities(
     latent: NDArray[np.float32] | None = None
     with torch.no_grad():
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
-            output = model(jets.batch(index), with_origin=False)
+            output = model(jets.batch(index), with_origin=False, with_vertex=False)
             result[index] = output.logits.double().log_softmax(dim=1).numpy()
             if with_latent:
                 if latent is None:
@@ -42,19 +42,24 @@ def log_probabilities(
 
 
 def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float]:
-    """Mean flavour and origin cross entropy over all jets."""
+    """Mean flavour, origin and vertex cross entropy over all jets, tracks and pairs (see objectives)."""
     was_training = model.training
     model.eval()
-    sums = {"flavour": 0.0, "origin": 0.0}
-    weights = {"flavour": 0.0, "origin": 0.0}
+    sums = {"flavour": 0.0, "origin": 0.0, "vertex": 0.0}
+    weights = dict.fromkeys(sums, 0.0)
     with torch.no_grad():
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
             batch = jets.batch(index)
             output = model(batch)
-            shares = {"flavour": float(batch.weight.sum()), "origin": float((batch.origin >= 0).sum())}
+            shares = {
+                "flavour": float(batch.weight.sum()),
+                "origin": float((batch.origin >= 0).sum()),
+                "vertex": float(same_vertex(output.pairs, batch.vertex)[1].sum()),
+            }
             losses = {
                 "flavour": flavour_loss(output.logits, batch.flavour, batch.weight),
                 "origin": origin_loss(output.origin_logits, batch.origin),
+                "vertex": vertex_loss(output.vertex_logits, output.pairs, batch.vertex),
             }
             for name, share in shares.items():
                 sums[name] += share * float(losses[name])

@@ -36,7 +36,7 @@ from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.working_points import area_under_curve
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from selfcal.training.evaluation import log_probabilities
-from selfcal.training.objectives import tagger_loss
+from selfcal.training.objectives import supervised_loss
 from selfcal.transport.composition import (
     LEADING_SHARE,
     Composition,
@@ -266,13 +266,14 @@ class _JointStage:
             for sim, obs in self.rows
         ]
 
-    def _scored(self, source: JointSample, rows: np.ndarray[Any, Any]) -> tuple[Sample, Any]:
-        batch = source.jets.batch(rows)
-        output = self.learnt.tagger(batch)
+    def _scored(self, source: JointSample, rows: np.ndarray[Any, Any]) -> Sample:
+        output = self.learnt.tagger(source.jets.batch(rows), with_origin=False, with_vertex=False)
+        return self._at(source, rows, output.logits)
+
+    def _at(self, source: JointSample, rows: np.ndarray[Any, Any], logits: Tensor) -> Sample:
         part = source.sample.rows(torch.from_numpy(rows))
-        coordinates = self.frame.enter(F.log_softmax(output.logits.double(), dim=1))
-        moved = Sample(coordinates, part.conditions, part.flavour, part.region, part.event, part.weight)
-        return moved, (batch, output)
+        coordinates = self.frame.enter(F.log_softmax(logits.double(), dim=1))
+        return Sample(coordinates, part.conditions, part.flavour, part.region, part.event, part.weight)
 
     def _distances(self, pairs: list[tuple[Sample, Sample]], fractions: Tensor) -> list[Tensor]:
         return [
@@ -290,13 +291,12 @@ class _JointStage:
         transported = torch.zeros((), dtype=torch.float64)
         pairs = []
         for sim_rows, data_rows in self._draw(done, 0):
-            simulated, (batch, output) = self._scored(self.simulation, sim_rows)
-            observed, _ = self._scored(self.data, data_rows)
+            batch = self.simulation.jets.batch(sim_rows)
+            loss, output = supervised_loss(tagger, batch, self.training)
+            simulated = self._at(self.simulation, sim_rows, output.logits)
+            observed = self._scored(self.data, data_rows)
             pairs.append((simulated, observed))
-            loss_tagger = (
-                loss_tagger
-                + tagger_loss(output, batch, origin_loss_weight=self.training.origin_loss_weight).total
-            )
+            loss_tagger = loss_tagger + loss.total
             moved = self.learnt.maps(simulated.coordinates, simulated.flavour, simulated.conditions)
             log_p = self.frame.leave(moved).gather(1, simulated.flavour[:, None])[:, 0]
             transported = transported - (simulated.weight * log_p).sum() / simulated.weight.sum()
@@ -309,8 +309,10 @@ class _JointStage:
             )
             if self.average[region] > self.floor[region]:
                 penalty = penalty + distance
-        loss = loss_tagger / self.regions + transported / self.regions + self.config.penalty_weight * penalty
-        self._step(loss, list(tagger.parameters()), done)
+        objective = (
+            loss_tagger / self.regions + transported / self.regions + self.config.penalty_weight * penalty
+        )
+        self._step(objective, list(tagger.parameters()), done)
         return np.array(
             [
                 float(loss_tagger.detach()) / self.regions,
@@ -322,7 +324,7 @@ class _JointStage:
     def _calibration_step(self, done: int) -> None:
         with torch.no_grad():
             pairs = [
-                (self._scored(self.simulation, sim)[0], self._scored(self.data, obs)[0])
+                (self._scored(self.simulation, sim), self._scored(self.data, obs))
                 for sim, obs in self._draw(done, 1)
             ]
         fractions = self.learnt.composition()

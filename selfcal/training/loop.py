@@ -25,7 +25,7 @@ from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from selfcal.training.evaluation import log_probabilities, summary, validation_losses
-from selfcal.training.objectives import TaggerLoss, balanced_flavour_weights, tagger_loss
+from selfcal.training.objectives import TaggerLoss, balanced_flavour_weights, supervised_loss
 from selfcal.training.schedule import learning_rate
 
 METRICS_STAGE = "train"
@@ -94,7 +94,15 @@ def fingerprint(train: TensorJets, validation: TensorJets, config: TrainingConfi
     """SHA-256 of all that decides a training's numbers, the model excepted."""
     digest = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed]).encode())
     for jets in (train, validation):
-        for tensor in (jets.tracks, jets.offsets, jets.jet, jets.flavour, jets.origin, jets.weight):
+        for tensor in (
+            jets.tracks,
+            jets.offsets,
+            jets.jet,
+            jets.flavour,
+            jets.origin,
+            jets.vertex,
+            jets.weight,
+        ):
             digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
@@ -151,19 +159,14 @@ class _Training:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         batch = self.train.batch(index)
-        loss = tagger_loss(
-            self.model(batch),
-            batch,
-            origin_loss_weight=self.config.origin_loss_weight,
-            flavour_weights=self.flavour_weights,
-        )
+        loss, _ = supervised_loss(self.model, batch, self.config, self.flavour_weights)
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self._refuse_divergence(loss, norm, done)
         self.optimiser.step()
         sums = self.state.sums
-        for name in ("total", "flavour", "origin"):
+        for name in ("total", "flavour", "origin", "vertex"):
             sums[name] = sums.get(name, 0.0) + float(getattr(loss, name).detach())
 
     def _refuse_divergence(self, loss: TaggerLoss, norm: Tensor, done: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from selfcal.tagger.batching import epoch_batches, join, sorted_batches, to_tensors
+from selfcal.tagger.batching import NO_VERTEX, UNKNOWN_VERTEX, epoch_batches, join, sorted_batches, to_tensors
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 
 
@@ -24,10 +26,21 @@ def test_a_batch_holds_the_tracks_of_its_jets(make_jets):
         n = last - first
         assert torch.equal(batch.tracks[row, :n], tensors.tracks[first:last])
         assert torch.equal(batch.origin[row, :n], torch.from_numpy(jets.track_origin[first:last]).long())
+        assert (batch.vertex[row, :n] == tensors.vertex[first:last]).all()
+        assert (batch.vertex[row, n:] == UNKNOWN_VERTEX).all()
         assert batch.valid[row].tolist() == [i < n for i in range(5)]
         assert not batch.tracks[row, n:].any()
         assert (batch.origin[row, n:] == -1).all()
     assert batch.flavour.tolist() == jets.flavour[[2, 1, 0]].tolist()
+
+
+def test_a_track_without_vertex_is_told_apart_from_one_of_unknown_vertex(make_jets):
+    """Pile-up (0) and fakes (1) come from no vertex of the jet, if the file speaks of vertices at all."""
+    jets = replace(make_jets([5]), track_origin=np.array([0, 1, -1, 2, 3], np.int8))
+    named = replace(jets, track_vertex=np.array([-2, -1, -2, 0, 4], np.int16))
+    assert _tensors(named).vertex.tolist() == [NO_VERTEX, NO_VERTEX, UNKNOWN_VERTEX, 0, 4]
+    silent = replace(jets, track_vertex=np.full(5, -2, np.int16))
+    assert _tensors(silent).vertex.tolist() == [UNKNOWN_VERTEX] * 5
 
 
 def test_a_batch_without_any_track(make_jets):
@@ -67,5 +80,5 @@ def test_join_keeps_every_jet(make_jets):
     norm = Normalisation.measure([compute_features(jets, inputs)])
     halves = [to_tensors(jets.select(np.array(i)), inputs, norm) for i in ([0, 1], [2, 3])]
     joined = join(halves)
-    for name in ("tracks", "offsets", "jet", "flavour", "origin", "weight"):
+    for name in ("tracks", "offsets", "jet", "flavour", "origin", "vertex", "weight"):
         assert torch.equal(getattr(joined, name), getattr(whole, name)), name

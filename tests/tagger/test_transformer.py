@@ -11,7 +11,8 @@ import torch
 from selfcal.config.run import TaggerConfig
 from selfcal.tagger.batching import to_tensors
 from selfcal.tagger.bundle import build_tagger
-from selfcal.tagger.inputs import Normalisation, TaggerInputs, common_inputs, compute_features
+from selfcal.tagger.inputs import TRACK_INPUTS, Normalisation, TaggerInputs, common_inputs, compute_features
+from selfcal.tagger.pairs import pair_matrix
 
 COUNTS = [3, 0, 200, 8, 8, 1, 25]
 
@@ -29,19 +30,33 @@ def _scores(model, batch):
         return model(batch).logits.log_softmax(dim=1)
 
 
-def test_default_size(model_and_jets):
-    assert 80_000 < sum(p.numel() for p in model_and_jets[0].parameters()) < 150_000
+@pytest.mark.parametrize(
+    ("size", "least", "most"), [("small", 0.08, 0.15), ("medium", 0.45, 0.65), ("gn2", 2.2, 2.5)]
+)
+def test_sizes_in_million_parameters(size, least, most):
+    inputs = TaggerInputs(tuple(i.name for i in TRACK_INPUTS))
+    model = build_tagger(TaggerConfig(size=size), inputs, seed=1)
+    assert least < sum(p.numel() for p in model.parameters()) / 1e6 < most
+
+
+def test_a_size_sets_what_is_not_given():
+    config = TaggerConfig(size="gn2", layers=2)
+    assert (config.width, config.layers, config.latent) == (256, 2, 128)
+    assert TaggerConfig(size="small") == TaggerConfig()
+    assert TaggerConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 def test_permutation_of_tracks_leaves_the_scores(model_and_jets):
     model, tensors = model_and_jets
     batch = tensors.batch(np.array([3]))
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    shuffled = replace(batch, tracks=batch.tracks[:, order], origin=batch.origin[:, order])
+    shuffled = replace(batch, tracks=batch.tracks[:, order])
     with torch.no_grad():
         a, b = model(batch), model(shuffled)
     torch.testing.assert_close(a.logits, b.logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(a.origin_logits[:, order], b.origin_logits, atol=1e-5, rtol=0)
+    matrices = [pair_matrix(output.vertex_logits, output.pairs, 1, 8) for output in (a, b)]
+    torch.testing.assert_close(matrices[0][:, order][:, :, order], matrices[1], atol=1e-5, rtol=0)
 
 
 def test_scores_depend_on_the_tracks(model_and_jets):
@@ -75,10 +90,21 @@ def test_jets_without_tracks_and_with_many_have_finite_scores_and_gradients(mode
         model.zero_grad()
         output = model(tensors.batch(np.array(index)))
         assert output.origin_logits.shape == (len(index), 0 if index == [1] else 200, 8)
-        output.logits.logsumexp(dim=1).sum().backward()
+        assert output.vertex_logits.shape == (0 if index == [1] else 200 * 199 // 2,)
+        loss = output.logits.logsumexp(dim=1).sum() + output.vertex_logits.sum() + output.origin_logits.sum()
+        loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert gradients
         assert all(bool(g.isfinite().all()) for g in gradients)
+
+
+def test_padding_and_other_jets_leave_the_heads_on_tracks(model_and_jets):
+    model, tensors = model_and_jets
+    with torch.no_grad():
+        together, alone = model(tensors.batch(np.arange(len(COUNTS)))), model(tensors.batch(np.array([3])))
+    torch.testing.assert_close(together.origin_logits[3, :8], alone.origin_logits[0], atol=1e-5, rtol=0)
+    mine = together.vertex_logits[together.pairs.jet == 3]
+    torch.testing.assert_close(mine, alone.vertex_logits, atol=1e-5, rtol=0)
 
 
 def test_the_gradient_of_a_jet_does_not_reach_its_neighbours(model_and_jets):

@@ -10,7 +10,14 @@ import torch
 
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.network import TaggerOutput
-from selfcal.training.objectives import balanced_flavour_weights, flavour_loss, origin_loss, tagger_loss
+from selfcal.tagger.pairs import pair_matrix, track_pairs
+from selfcal.training.objectives import (
+    balanced_flavour_weights,
+    flavour_loss,
+    origin_loss,
+    tagger_loss,
+    vertex_loss,
+)
 
 
 def _slow_origin_loss(logits, origin):
@@ -41,6 +48,40 @@ def test_origin_loss_without_any_known_track_is_zero_with_zero_gradient(tracks):
     assert not logits.grad.any()
 
 
+def _slow_vertex_loss(matrix, valid, vertex):
+    """Mean of -ln sigmoid(+-logit) over all pairs i < j of tracks whose vertices are known."""
+    terms = []
+    for jet in range(len(vertex)):
+        for i in range(len(vertex[jet])):
+            for j in range(i + 1, len(vertex[jet])):
+                a, b = int(vertex[jet, i]), int(vertex[jet, j])
+                if valid[jet, i] and valid[jet, j] and a != -2 and b != -2:
+                    sign = 1 if a == b and a >= 0 else -1
+                    terms.append(math.log(1 + math.exp(-sign * float(matrix[jet, i, j]))))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def test_vertex_loss_equals_its_slow_twin():
+    """Primary (0), secondary (1, 2), no vertex (-1) and unknown (-2) tracks, in padded jets."""
+    generator = torch.Generator().manual_seed(4)
+    valid = torch.arange(7) < torch.tensor([7, 3, 1, 0, 5])[:, None]
+    vertex = torch.randint(-2, 3, (5, 7), generator=generator)
+    pairs = track_pairs(valid)
+    logits = 2 * torch.randn(len(pairs.jet), generator=generator, dtype=torch.float64)
+    expected = _slow_vertex_loss(pair_matrix(logits, pairs, 5, 7), valid, vertex)
+    assert float(vertex_loss(logits, pairs, vertex)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("tracks", [0, 1, 3])
+def test_vertex_loss_without_any_known_pair_is_zero_with_zero_gradient(tracks):
+    pairs = track_pairs(torch.ones(4, tracks, dtype=torch.bool))
+    logits = torch.zeros(len(pairs.jet), requires_grad=True)
+    loss = vertex_loss(logits, pairs, torch.full((4, tracks), -2))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not logits.grad.any()
+
+
 def test_flavour_loss_is_the_weighted_mean_over_labelled_jets():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     flavour = torch.tensor([0, 1, -1, 3, 2, 2])
@@ -55,7 +96,7 @@ def test_flavour_loss_is_the_weighted_mean_over_labelled_jets():
     assert float(flavour_loss(logits, flavour, weight, per_flavour)) == pytest.approx(total / norm, rel=1e-12)
 
 
-def test_total_is_flavour_plus_weighted_origin():
+def test_total_is_the_weighted_sum_of_its_parts():
     generator = torch.Generator().manual_seed(3)
     batch = JetBatch(
         tracks=torch.zeros(2, 3, 1),
@@ -63,15 +104,26 @@ def test_total_is_flavour_plus_weighted_origin():
         jet=torch.zeros(2, 2),
         flavour=torch.tensor([0, 2]),
         origin=torch.tensor([[0, 1, -1], [2, 7, 3]]),
+        vertex=torch.tensor([[-1, 0, 0], [-2, 1, 1]]),
         weight=torch.ones(2),
     )
     output = TaggerOutput(
-        torch.randn(2, 4, generator=generator), torch.zeros(2, 5), torch.randn(2, 3, 8, generator=generator)
+        torch.randn(2, 4, generator=generator),
+        torch.zeros(2, 5),
+        torch.randn(2, 3, 8, generator=generator),
+        track_pairs(batch.valid),
+        torch.randn(6, generator=generator),
     )
-    loss = tagger_loss(output, batch, origin_loss_weight=0.5)
-    assert float(loss.total) == pytest.approx(float(loss.flavour) + 0.5 * float(loss.origin), rel=1e-6)
-    assert float(loss.origin) > 0
-    without = tagger_loss(output._replace(origin_logits=None), batch, origin_loss_weight=0.5)
+    loss = tagger_loss(output, batch, origin_loss_weight=0.5, vertex_loss_weight=1.5)
+    expected = float(loss.flavour) + 0.5 * float(loss.origin) + 1.5 * float(loss.vertex)
+    assert float(loss.total) == pytest.approx(expected, rel=1e-6)
+    assert min(float(loss.origin), float(loss.vertex)) > 0
+    without = tagger_loss(
+        output._replace(origin_logits=None, vertex_logits=None),
+        batch,
+        origin_loss_weight=0.5,
+        vertex_loss_weight=1.5,
+    )
     assert float(without.total) == float(loss.flavour)
 
 

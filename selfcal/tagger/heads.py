@@ -1,0 +1,75 @@
+"""Heads on single tracks and on pairs of tracks.
+
+Both begin with a dense layer over a concatenation, computed factorised: one
+product per track and one per jet, added up, instead of one per (track, jet) or
+(track, track, jet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfcal.tagger.pairs import TrackPairs
+
+
+def dense_layers(widths: Sequence[int]) -> nn.Sequential:
+    """GELU, linear layer, GELU, ..., linear layer through ``widths``, from first to last."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.GELU(), nn.Linear(inputs, outputs)]
+    return nn.Sequential(*layers)
+
+
+class TrackHead(nn.Module):
+    """(track x_i, latent h) -> logits: dense layers over (x_i, h); the first is W_t x_i + W_h h + c."""
+
+    def __init__(self, width: int, latent: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.of_track = nn.Linear(width, hidden[0])
+        self.of_jet = nn.Linear(latent, hidden[0], bias=False)
+        self.rest = dense_layers([*hidden, outputs])
+
+    def forward(
+        self, tracks: Float[Tensor, "jets tracks width"], latent: Float[Tensor, "jets latent"]
+    ) -> Float[Tensor, "jets tracks outputs"]:
+        result: Tensor = self.rest(self.of_track(tracks) + self.of_jet(latent)[:, None])
+        return result
+
+
+class PairHead(nn.Module):
+    """(tracks x_i, x_j, latent h) -> one logit: that the two come from one vertex.
+
+    The first layer is S (x_i + x_j) + |D (x_i - x_j)| + W_h h + c, elementwise. With
+    W = S + D and V = S - D that is the larger of the two orders of an ordinary dense
+    layer, max(W x_i + V x_j, W x_j + V x_i) + W_h h + c: the same whichever track comes first.
+    """
+
+    def __init__(self, width: int, latent: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.of_track = nn.Linear(width, 2 * hidden[0])
+        self.of_jet = nn.Linear(latent, hidden[0], bias=False)
+        self.rest = dense_layers([*hidden, 1])
+
+    def forward(
+        self,
+        tracks: Float[Tensor, "jets tracks width"],
+        latent: Float[Tensor, "jets latent"],
+        pairs: TrackPairs,
+    ) -> Float[Tensor, " pairs"]:
+        mean, half_difference = self.of_track(tracks).chunk(2, dim=-1)
+        # The jet's share goes to each track by half, so that no pair has to look it up.
+        mean = mean + 0.5 * self.of_jet(latent)[:, None]
+        packed = torch.cat([mean, half_difference], dim=-1).flatten(0, 1)
+        row = pairs.jet * tracks.shape[1]
+        # The gradient of an embedding is several times faster than that of indexing.
+        a, b = F.embedding(row + pairs.first, packed), F.embedding(row + pairs.second, packed)
+        sum_a, difference_a = a.chunk(2, dim=-1)
+        sum_b, difference_b = b.chunk(2, dim=-1)
+        result: Tensor = self.rest(sum_a + sum_b + (difference_a - difference_b).abs())
+        return result.squeeze(-1)
