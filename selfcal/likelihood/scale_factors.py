@@ -15,7 +15,7 @@ both, and the independent part of ε⁰'s error is added.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcal.config.run import FitConfig
+from selfcal.likelihood.eigenvariations import reduce_covariance, round_trip_error
 from selfcal.likelihood.fit import FitResult
 from selfcal.likelihood.histfactory import Cell, HistFactory
 from selfcal.likelihood.layout import Layout, Status, sample_name
@@ -42,8 +43,6 @@ GROUP_OF_PREFIX: tuple[tuple[str, str], ...] = (
     ("staterror_", "simulation_statistics"),
 )
 GROUPS: tuple[str, ...] = (STATISTICS, *dict.fromkeys(group for _, group in GROUP_OF_PREFIX))
-EIGEN_RESIDUAL_MAX = 1e-4
-"""Eigenvariations are kept until what is left is below this part of every variance (1 % of σ)."""
 
 
 @dataclass(frozen=True)
@@ -240,24 +239,18 @@ def _positive(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def eigenvariations(factors: ScaleFactors) -> dict[str, dict[str, Any]]:
-    """Per flavour: shifts of its rows along the principal axes of their covariance, largest first.
-
-    They are cut where the rest is below 1 % of σ in every row; the rest is returned as an envelope.
-    """
+    """Per flavour: the independent variations of its rows, their envelope and what the reduction loses."""
     result: dict[str, dict[str, Any]] = {}
     flavours = np.array([factors.rows[i].flavour for i in factors.measured])
     for flavour in dict.fromkeys(flavours.tolist()):
         chosen = np.nonzero(flavours == flavour)[0]
         block = factors.covariance[np.ix_(chosen, chosen)]
-        values, vectors = np.linalg.eigh(block)
-        axes = (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1].T
-        left = np.maximum(np.diag(block) - np.cumsum(axes**2, axis=0), 0.0)
-        enough = np.nonzero((left <= EIGEN_RESIDUAL_MAX * np.diag(block)).all(axis=1))[0]
-        kept = int(enough[0]) + 1 if len(enough) else len(axes)
+        reduced = reduce_covariance(block)
         result[flavour] = {
             "rows": factors.measured[chosen].tolist(),
-            "shifts": axes[:kept].tolist(),
-            "envelope": np.sqrt(left[kept - 1]).tolist(),
+            "shifts": reduced.shifts.tolist(),
+            "envelope": reduced.envelope.tolist(),
+            "round_trip_error": asdict(round_trip_error(reduced, block)),
         }
     return result
 

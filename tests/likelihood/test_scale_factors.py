@@ -167,11 +167,17 @@ def test_another_map_model_is_an_uncertainty_of_its_difference(asimov_world) -> 
 
 def test_eigenvariations_give_back_the_covariance(content) -> None:
     matrix, order = np.array(content["covariance"]["matrix"]), content["covariance"]["rows"]
+    assert set(content["eigenvariations"]) == set(content["flavours"])
     for part in content["eigenvariations"].values():
         chosen = [order.index(row) for row in part["rows"]]
-        shifts = np.array(part["shifts"])
-        rebuilt = (shifts**2).sum(axis=0) + np.array(part["envelope"]) ** 2
-        np.testing.assert_allclose(rebuilt, np.diag(matrix)[chosen], rtol=1e-6)
+        block, shifts = matrix[np.ix_(chosen, chosen)], np.array(part["shifts"])
+        sigma = np.sqrt(np.diag(block))
+        rebuilt = shifts.T @ shifts + np.diag(np.array(part["envelope"]) ** 2)
+        difference = np.abs(rebuilt - block) / np.outer(sigma, sigma)
+        assert part["round_trip_error"]["covariance"] == pytest.approx(difference.max(), abs=1e-12)
+        assert difference.max() < 1e-4
+        assert len(shifts) < len(chosen)
+        assert (np.array(part["envelope"]) < 0.01 * sigma).all()
 
 
 def test_fit_report_is_plain_json(random_world) -> None:
