@@ -254,6 +254,18 @@ class FitConfig(Configured):
         return self
 
 
+class ExportConfig(Configured):
+    """What other programs are told beside the numbers.
+
+    ``uncorrelated_groups`` are the groups of uncertainty that are independent from one data-taking period
+    to the next: those that come from counting the jets of one period, of data or of its simulation. All
+    others are taken as fully correlated. ``jet_collection`` names the jets in the ATLAS-like layout.
+    """
+
+    uncorrelated_groups: tuple[str, ...] = ("statistics", "simulation_statistics", "map")
+    jet_collection: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "AntiKt4"
+
+
 class RunConfig(Configured):
     """Everything that decides the numbers of one run."""
 
@@ -265,6 +277,7 @@ class RunConfig(Configured):
     training: TrainingConfig = TrainingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     fit: FitConfig = FitConfig()
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

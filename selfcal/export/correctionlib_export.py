@@ -4,45 +4,83 @@
 ``<tagger>_incl`` (systematic, working_point, flavor, abseta, pt) : light jets (0)
 ``<tagger>_shape`` (systematic, flavor, abseta, pt, discriminant) : all flavours, pseudo-continuous
 ``<tagger>_wp_values`` (working_point) : thresholds on the discriminant
+``<tagger>_status`` (working_point, flavor, abseta, pt), ``<tagger>_shape_status`` (flavor, abseta, pt,
+discriminant) : 1 measured, 2 extrapolated, 0 no scale factor
 
-``systematic`` is central, up, down (total), up_statistic, down_statistic, or up_<group>, down_<group>.
-Working points are named by their efficiency in percent. Evaluation raises an error outside the measured
-|eta| and pT, for NaN (the binnings are not uniform and not clamped, the forms that let NaN pass in
-correctionlib), and for a bin that was not measured (a category without a matching key): there is no number
-that means "not measured".
+``systematic`` is central, or ``up`` or ``down`` followed by
+
+=============================  =================================================================
+nothing                        total
+``_statistic``                 the data's statistics
+``_<group>``                   one group of systematic uncertainties
+``_correlated``                all groups that are correlated between data-taking periods
+``_uncorrelated``              all others; the two add in quadrature to the total
+``_ev0``, ``_ev1``, …          independent variations of one flavour, which together give its
+                               covariance; flavours with fewer of them stay at their central value
+``_ev_envelope``               what those leave over, below 1 % of σ
+=============================  =================================================================
+
+Variations with the same number of different flavours have nothing to do with each other: vary one flavour
+at a time. Working points are named by their efficiency in percent.
+
+Evaluation is an error outside the measured |eta| and pT, for NaN (the binnings are not uniform and not
+clamped, the forms that let NaN pass in correctionlib), and for a bin that was not measured (a category
+without a matching key): there is no number that means "not measured". The two status corrections give 0 in
+all those cases, so that an analysis can ask first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import correctionlib.schemav2 as schema
+import numpy as np
+from numpy.typing import NDArray
 
+from selfcal.config.run import ExportConfig
 from selfcal.data.flavours import FLAVOUR_TO_CONE_LABEL, FLAVOURS
-from selfcal.errors import DataError
+from selfcal.export.contract import Exported, Results
+from selfcal.export.rows import Place, ScaleFactorRows, working_point_name
+from selfcal.run.atomic import write_text
 
-COMB = ("b", "c", "tau")
 INCL = ("light",)
 UNMEASURED = "not measured"
+STATUS = {"unmeasured": 0.0, "measured": 1.0, "extrapolated": 2.0}
 
-Row = Mapping[str, Any]
+Leaf = Callable[[Place], Any]
 
 
-def correction_set(content: Mapping[str, Any]) -> schema.CorrectionSet:
-    """All corrections of one ``scale_factors.json``.
+def export_correctionlib(results: Results) -> Exported:
+    """Write ``correctionlib.json``."""
+    corrections = correction_set(results.factors, results.config)
+    path = results.folder / "correctionlib.json"
+    write_text(path, corrections.model_dump_json(exclude_unset=True, indent=1) + "\n")
+    return Exported("correctionlib", (path,))
+
+
+def correction_set(factors: ScaleFactorRows, config: ExportConfig) -> schema.CorrectionSet:
+    """All corrections of one measurement.
 
     Raises
     ------
-    DataError
-        If a row of the grid flavours × pT × (working points, bins) is missing.
+    ConfigError
+        If ``uncorrelated_groups`` names a group that does not exist.
     """
-    tagger = content["tagger"]
+    tagger = factors.tagger
+    values = systematics(factors, config)
+    comb = tuple(flavour for flavour in factors.flavours if flavour not in INCL)
+    incl = tuple(flavour for flavour in factors.flavours if flavour in INCL)
     corrections = [
-        _working_points(f"{tagger}_comb", COMB, content),
-        _working_points(f"{tagger}_incl", INCL, content),
-        _shape(f"{tagger}_shape", content),
-        _wp_values(f"{tagger}_wp_values", content),
+        _working_points(f"{tagger}_{name}", flavours, factors, values)
+        for name, flavours in (("comb", comb), ("incl", incl))
+        if flavours
+    ]
+    corrections += [
+        _shape(f"{tagger}_shape", factors, values),
+        _wp_values(f"{tagger}_wp_values", factors),
+        _status(f"{tagger}_status", factors),
+        _shape_status(f"{tagger}_shape_status", factors),
     ]
     return schema.CorrectionSet(
         schema_version=2,
@@ -51,55 +89,45 @@ def correction_set(content: Mapping[str, Any]) -> schema.CorrectionSet:
     )
 
 
-def as_text(corrections: schema.CorrectionSet) -> str:
-    """JSON text of a correction set."""
-    return corrections.model_dump_json(exclude_unset=True, indent=1) + "\n"
+def systematics(factors: ScaleFactorRows, config: ExportConfig) -> dict[str, NDArray[np.float64]]:
+    """Key of each systematic -> (N,) the scale factor of every row under it, NaN where not measured."""
+    factors.check_groups(config.uncorrelated_groups, ExportConfig.model_fields["uncorrelated_groups"].default)
+    known = [i for i, row in enumerate(factors.rows) if row["value"] is not None]
+    central = np.full(len(factors.rows), np.nan)
+    central[known] = [factors.rows[i]["value"] for i in known]
+    shifts: dict[str, NDArray[np.float64]] = {}
+
+    def add(suffix: str, indices: Iterable[int], shift: Iterable[float]) -> None:
+        own = shifts.setdefault(suffix, np.zeros(len(central)))
+        own[list(indices)] = list(shift)
+
+    rows = [factors.rows[i] for i in known]
+    add("", known, (row["total"] for row in rows))
+    add("_statistic", known, (row["stat"] for row in rows))
+    for group in factors.groups:
+        add(f"_{group}", known, (row["syst"].get(group, 0.0) for row in rows))
+    split = [factors.periods(row, config.uncorrelated_groups) for row in rows]
+    add("_correlated", known, (correlated for correlated, _ in split))
+    add("_uncorrelated", known, (uncorrelated for _, uncorrelated in split))
+    for reduced in factors.eigenvariations.values():
+        for number, shift in enumerate(reduced["shifts"]):
+            add(f"_ev{number}", reduced["rows"], shift)
+        add("_ev_envelope", reduced["rows"], reduced["envelope"])
+    values = {"central": central}
+    for suffix, shift in shifts.items():
+        values[f"up{suffix}"] = central + shift
+        values[f"down{suffix}"] = central - shift
+    return values
 
 
-def working_point_name(working_point: float) -> str:
-    """Efficiency in percent: 0.77 is '77'."""
-    return f"{100 * working_point:g}"
-
-
-def systematics(content: Mapping[str, Any]) -> dict[str, Callable[[Row], float]]:
-    """Key of each systematic -> the scale factor of a measured row under it."""
-    groups = sorted({group for row in content["rows"] for group in row["syst"]})
-    keys: dict[str, Callable[[Row], float]] = {"central": lambda row: float(row["value"])}
-    sources: dict[str, Callable[[Row], float]] = {
-        "": lambda row: float(row["total"]),
-        "_statistic": lambda row: float(row["stat"]),
-    }
-    for group in groups:
-        sources[f"_{group}"] = _group(group)
-    for suffix, sigma in sources.items():
-        keys[f"up{suffix}"] = _shifted(sigma, 1.0)
-        keys[f"down{suffix}"] = _shifted(sigma, -1.0)
-    return keys
-
-
-def _group(name: str) -> Callable[[Row], float]:
-    return lambda row: float(row["syst"].get(name, 0.0))
-
-
-def _shifted(sigma: Callable[[Row], float], sign: float) -> Callable[[Row], float]:
-    return lambda row: float(row["value"]) + sign * sigma(row)
-
-
-def _working_points(name: str, flavours: tuple[str, ...], content: Mapping[str, Any]) -> schema.Correction:
-    points = content["working_points"]
-
-    def at_point(point: float, key: Callable[[Row], float]) -> Any:
-        return _by_flavour(
-            flavours,
-            lambda flavour: _by_kinematics(
-                content, lambda p: _value(_row(content, flavour, p, working_point=point), key)
-            ),
-        )
-
-    def leaf(key: Callable[[Row], float]) -> Any:
-        return _category(
-            "working_point", {working_point_name(point): at_point(point, key) for point in points}
-        )
+def _working_points(
+    name: str,
+    flavours: tuple[str, ...],
+    factors: ScaleFactorRows,
+    values: Mapping[str, NDArray[np.float64]],
+) -> schema.Correction:
+    def leaf(numbers: NDArray[np.float64]) -> schema.Category:
+        return _by_working_point(flavours, factors, lambda place: _number(numbers[factors.index(place)]))
 
     described = "light jets" if flavours == INCL else "b, c and tau jets"
     return schema.Correction(
@@ -108,112 +136,125 @@ def _working_points(name: str, flavours: tuple[str, ...], content: Mapping[str, 
         description=f"Working-point scale factors of {described}; errors outside the measured range",
         inputs=[_systematic(), _working_point(), _flavor(flavours), _abseta(), _pt()],
         output=_weight(),
-        data=_category("systematic", {key: leaf(value) for key, value in systematics(content).items()}),
+        data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
     )
 
 
-def _shape(name: str, content: Mapping[str, Any]) -> schema.Correction:
-    edges = ["-inf", *content["discriminant_edges"], "inf"]
-    n_bins = len(edges) - 1
-
-    def by_discriminant(flavour: str, p: int, key: Callable[[Row], float]) -> Any:
-        return schema.Binning(
-            nodetype="binning",
-            input="discriminant",
-            edges=edges,
-            content=[_value(_row(content, flavour, p, bin=k), key) for k in range(n_bins)],
-            flow="error",
-        )
-
-    def leaf(key: Callable[[Row], float]) -> Any:
-        return _by_flavour(
-            FLAVOURS,
-            lambda flavour: _by_kinematics(content, lambda p: by_discriminant(flavour, p, key)),
-        )
+def _shape(
+    name: str, factors: ScaleFactorRows, values: Mapping[str, NDArray[np.float64]]
+) -> schema.Correction:
+    def leaf(numbers: NDArray[np.float64]) -> schema.Category:
+        return _by_discriminant(factors, lambda place: _number(numbers[factors.index(place)]))
 
     return schema.Correction(
         name=name,
         version=1,
         description="Pseudo-continuous scale factors; errors outside the measured range",
-        inputs=[
-            _systematic(),
-            _flavor(FLAVOURS),
-            _abseta(),
-            _pt(),
-            schema.Variable(name="discriminant", type="real", description="b-tagging discriminant"),
-        ],
+        inputs=[_systematic(), _flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
         output=_weight(),
-        data=_category("systematic", {key: leaf(value) for key, value in systematics(content).items()}),
+        data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
     )
 
 
-def _wp_values(name: str, content: Mapping[str, Any]) -> schema.Correction:
-    thresholds = zip(content["working_points"], content["discriminant_edges"], strict=True)
+def _wp_values(name: str, factors: ScaleFactorRows) -> schema.Correction:
+    thresholds = zip(factors.working_points, factors.discriminant_edges, strict=True)
     return schema.Correction(
         name=name,
         version=1,
         description="Lower edge of the discriminant at each working point",
         inputs=[_working_point()],
         output=schema.Variable(name="discriminant", type="real", description="threshold"),
-        data=_category("working_point", {working_point_name(wp): float(edge) for wp, edge in thresholds}),
+        data=_category("working_point", {working_point_name(wp): edge for wp, edge in thresholds}),
     )
 
 
-def _row(content: Mapping[str, Any], flavour: str, pt_bin: int, **wanted: Any) -> Row:
-    kind = "continuous" if "bin" in wanted else "working_point"
-    pt_gev = content["pt_gev_edges"][pt_bin : pt_bin + 2]
-    for row in content["rows"]:
-        same = row["flavour"] == flavour and row["kind"] == kind and list(row["pt_gev"]) == list(pt_gev)
-        if same and all(row[name] == value for name, value in wanted.items()):
-            return dict(row)
-    raise DataError(
-        f"no row for {flavour} jets, pT {pt_gev[0]:g}–{pt_gev[1]:g} GeV, {wanted}",
-        where="scale_factors.json",
-        expected="one row per flavour, pT bin, working point and discriminant bin, measured or not",
-        fix="run 'selfcal fit' again",
+def _status(name: str, factors: ScaleFactorRows) -> schema.Correction:
+    return schema.Correction(
+        name=name,
+        version=1,
+        description="Whether there is a scale factor: 1 measured, 2 extrapolated, 0 none",
+        inputs=[_working_point(), _flavor(factors.flavours), _abseta(), _pt()],
+        output=_status_variable(),
+        data=_by_working_point(
+            factors.flavours, factors, lambda place: STATUS[factors.at(place)["status"]], flow=0.0
+        ),
     )
 
 
-def _value(row: Row, key: Callable[[Row], float]) -> Any:
+def _shape_status(name: str, factors: ScaleFactorRows) -> schema.Correction:
+    return schema.Correction(
+        name=name,
+        version=1,
+        description="Whether there is a pseudo-continuous scale factor: 1 measured, 2 extrapolated, 0 none",
+        inputs=[_flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
+        output=_status_variable(),
+        data=_by_discriminant(factors, lambda place: STATUS[factors.at(place)["status"]], flow=0.0),
+    )
+
+
+def _number(value: float) -> Any:
     """A number, or for an unmeasured row a node whose evaluation is an error."""
-    if row["value"] is None:
+    if np.isnan(value):
         return _category("systematic", {UNMEASURED: 0.0})
-    return key(row)
+    return float(value)
 
 
-def _category(name: str, content: Mapping[str, Any]) -> schema.Category:
+def _category(name: str, content: Mapping[Any, Any]) -> schema.Category:
     items = [schema.CategoryItem(key=key, value=value) for key, value in content.items()]
     return schema.Category(nodetype="category", input=name, content=items)
 
 
-def _by_flavour(flavours: tuple[str, ...], leaf: Callable[[str], Any]) -> schema.Category:
-    items = [
-        schema.CategoryItem(key=FLAVOUR_TO_CONE_LABEL[FLAVOURS.index(flavour)], value=leaf(flavour))
-        for flavour in flavours
+def _binning(name: str, edges: Iterable[Any], content: list[Any], flow: Any) -> schema.Binning:
+    return schema.Binning(nodetype="binning", input=name, edges=list(edges), content=content, flow=flow)
+
+
+def _by_working_point(
+    flavours: tuple[str, ...], factors: ScaleFactorRows, leaf: Leaf, flow: Any = "error"
+) -> schema.Category:
+    def of_flavour(point: float, flavour: str) -> schema.Binning:
+        return _by_kinematics(factors, lambda p, e: leaf(Place(flavour, p, e, working_point=point)), flow)
+
+    return _category(
+        "working_point",
+        {
+            working_point_name(point): _category(
+                "flavor", {_cone_label(flavour): of_flavour(point, flavour) for flavour in flavours}
+            )
+            for point in factors.working_points
+        },
+    )
+
+
+def _by_discriminant(factors: ScaleFactorRows, leaf: Leaf, flow: Any = "error") -> schema.Category:
+    edges = ["-inf", *factors.discriminant_edges, "inf"]
+
+    def bins(flavour: str, p: int, e: int) -> schema.Binning:
+        content = [leaf(Place(flavour, p, e, bin=k)) for k in range(factors.n_bins)]
+        return _binning("discriminant", edges, content, flow)
+
+    def of_flavour(flavour: str) -> schema.Binning:
+        return _by_kinematics(factors, lambda p, e: bins(flavour, p, e), flow)
+
+    return _category("flavor", {_cone_label(flavour): of_flavour(flavour) for flavour in factors.flavours})
+
+
+def _by_kinematics(factors: ScaleFactorRows, leaf: Callable[[int, int], Any], flow: Any) -> schema.Binning:
+    by_pt = [
+        _binning("pt", factors.pt_gev_edges, [leaf(p, e) for p in range(factors.n_pt)], flow)
+        for e in range(factors.n_eta)
     ]
-    return schema.Category(nodetype="category", input="flavor", content=items)
+    return _binning("abseta", factors.abs_eta_edges, by_pt, flow)
 
 
-def _by_kinematics(content: Mapping[str, Any], leaf: Callable[[int], Any]) -> schema.Binning:
-    pt_gev_edges = content["pt_gev_edges"]
-    by_pt = schema.Binning(
-        nodetype="binning",
-        input="pt",
-        edges=list(pt_gev_edges),
-        content=[leaf(p) for p in range(len(pt_gev_edges) - 1)],
-        flow="error",
-    )
-    return schema.Binning(
-        nodetype="binning",
-        input="abseta",
-        edges=list(content["abs_eta_edges"]),
-        content=[by_pt],
-        flow="error",
-    )
+def _cone_label(flavour: str) -> int:
+    return FLAVOUR_TO_CONE_LABEL[FLAVOURS.index(flavour)]
 
 
 def _systematic() -> schema.Variable:
-    text = "central, up, down, up_statistic, down_statistic, up_<group>, down_<group>"
+    text = (
+        "central, or up or down followed by nothing (total), _statistic, _<group>, _correlated, "
+        "_uncorrelated (between data-taking periods), _ev0 and on (one flavour at a time), _ev_envelope"
+    )
     return schema.Variable(name="systematic", type="string", description=text)
 
 
@@ -222,7 +263,7 @@ def _working_point() -> schema.Variable:
 
 
 def _flavor(flavours: tuple[str, ...]) -> schema.Variable:
-    labels = ", ".join(f"{FLAVOUR_TO_CONE_LABEL[FLAVOURS.index(f)]} {f}" for f in flavours)
+    labels = ", ".join(f"{_cone_label(flavour)} {flavour}" for flavour in flavours)
     return schema.Variable(name="flavor", type="int", description=f"jet flavour: {labels}")
 
 
@@ -234,5 +275,13 @@ def _pt() -> schema.Variable:
     return schema.Variable(name="pt", type="real", description="pT of the jet in GeV")
 
 
+def _discriminant() -> schema.Variable:
+    return schema.Variable(name="discriminant", type="real", description="b-tagging discriminant")
+
+
 def _weight() -> schema.Variable:
     return schema.Variable(name="weight", type="real", description="data over simulation")
+
+
+def _status_variable() -> schema.Variable:
+    return schema.Variable(name="status", type="real", description="1 measured, 2 extrapolated, 0 none")

@@ -5,38 +5,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from selfcal.export.correctionlib_export import as_text, correction_set
-from selfcal.export.table import scale_factor_table
-from selfcal.run.atomic import read_json, write_json, write_text
+from selfcal.export.contract import Exported, Results
+from selfcal.export.correctionlib_export import export_correctionlib
+from selfcal.export.rows import ScaleFactorRows
+from selfcal.export.table import export_table
+from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
 from selfcal.run.stages import file_sha256
 
 MANIFEST = "manifest.json"
 
+EXPORTERS: tuple[Callable[[Results], Exported], ...] = (
+    export_correctionlib,
+    export_table,
+)
+
 
 def run_export(context: RunContext) -> list[Path]:
-    """Write ``correctionlib.json``, ``scale_factors.csv`` and ``manifest.json`` into the results folder.
+    """Write every format into the results folder, and ``manifest.json``.
 
     Raises
     ------
     DataError
-        If ``scale_factors.json`` is missing or incomplete.
+        If ``scale_factors.json`` or ``workspace.json`` is missing or incomplete.
+    ConfigError
+        If the configuration names a group of uncertainty that does not exist.
     """
-    results = context.directory.results
-    content = read_json(results / "scale_factors.json")
-    write_text(results / "correctionlib.json", as_text(correction_set(content)))
-    write_text(results / "scale_factors.csv", scale_factor_table(content))
-    write_json(results / MANIFEST, manifest(results))
-    return [results / name for name in ("correctionlib.json", "scale_factors.csv", MANIFEST)]
+    folder = context.directory.results
+    results = Results(
+        folder,
+        ScaleFactorRows(read_json(folder / "scale_factors.json")),
+        read_json(folder / "workspace.json"),
+        context.config.export,
+    )
+    done = [export(results) for export in EXPORTERS]
+    for exported in done:
+        if exported.skipped:
+            context.say(f"export: no {exported.format}: {exported.skipped}")
+        elif exported.not_expressed:
+            context.say(
+                f"export: {exported.format} leaves out {len(exported.not_expressed)} things, named in "
+                f"{MANIFEST}"
+            )
+    write_json(folder / MANIFEST, manifest(folder, done))
+    return [*(path for exported in done for path in exported.files), folder / MANIFEST]
 
 
-def manifest(folder: Path) -> dict[str, object]:
-    """Size and SHA-256 of every file below ``folder``, the manifest and hidden files excepted."""
+def manifest(folder: Path, done: Iterable[Exported]) -> dict[str, object]:
+    """What was written, skipped and left out, and size and SHA-256 of every file below ``folder``.
+
+    The manifest itself and hidden files are left out.
+    """
+    done = list(done)
     files = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and not path.name.startswith("."):
-            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    return {"schema_version": 1, "files": files}
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and name.as_posix() != MANIFEST and not hidden:
+            files[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return {
+        "schema_version": 2,
+        "formats": {
+            exported.format: [path.relative_to(folder).as_posix() for path in exported.files]
+            for exported in done
+            if not exported.skipped
+        },
+        "skipped": {exported.format: exported.skipped for exported in done if exported.skipped},
+        "not_expressed": {e.format: list(e.not_expressed) for e in done if e.not_expressed},
+        "files": files,
+    }

@@ -1,11 +1,16 @@
-"""The scale factors as a flat table, one line per row, for spreadsheets and quick looks."""
+"""The scale factors as a flat table, one line per row, for spreadsheets and quick looks.
+
+Rows without measurement have empty cells.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from typing import Any
+
+from selfcal.export.contract import Exported, Results
+from selfcal.export.rows import ScaleFactorRows
+from selfcal.run.atomic import write_text
 
 HEAD = (
     "flavour",
@@ -23,13 +28,19 @@ HEAD = (
 )
 
 
-def scale_factor_table(content: Mapping[str, Any]) -> str:
-    """CSV of ``scale_factors.json``, one column per systematic group; unmeasured rows have empty cells."""
-    groups = sorted({group for row in content["rows"] for group in row["syst"]})
+def export_table(results: Results) -> Exported:
+    """Write ``scale_factors.csv``."""
+    path = results.folder / "scale_factors.csv"
+    write_text(path, scale_factor_table(results.factors))
+    return Exported("csv", (path,))
+
+
+def scale_factor_table(factors: ScaleFactorRows) -> str:
+    """CSV of all rows, one column per systematic group."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*HEAD, *groups])
-    for row in content["rows"]:
+    writer.writerow([*HEAD, *factors.groups])
+    for row in factors.rows:
         place = [
             row["flavour"],
             row["kind"],
@@ -38,6 +49,7 @@ def scale_factor_table(content: Mapping[str, Any]) -> str:
             *row["pt_gev"],
             *row["abs_eta"],
         ]
-        numbers = [row["value"], row["total"], row["stat"], *(row["syst"].get(group) for group in groups)]
+        systematics = [row["syst"].get(group) for group in factors.groups]
+        numbers = [row["value"], row["total"], row["stat"], *systematics]
         writer.writerow(["" if cell is None else cell for cell in [*place, row["status"], *numbers]])
     return text.getvalue()

@@ -6,6 +6,7 @@ Stage modules are imported when they run: ``selfcal --help`` and ``--dry-run`` n
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,14 @@ def _fit_configuration(context: RunContext) -> Any:
 
 
 def _export_configuration(context: RunContext) -> Any:
-    return {"tagger": context.config.tagger.name}
+    config = context.config
+    # With the extra installed later, 'selfcal export' has a submission to add.
+    available = importlib.util.find_spec("hepdata_lib") is not None
+    return {
+        "tagger": config.tagger.name,
+        "export": config.export.model_dump(mode="json"),
+        "hepdata_lib": available,
+    }
 
 
 def _report_configuration(context: RunContext) -> Any:

@@ -4,40 +4,65 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from pathlib import Path
 
 import pytest
 
-from selfcal.config.run import DataConfig, RunConfig
 from selfcal.errors import DataError
-from selfcal.export.stage import run_export
+from selfcal.export.contract import Exported
+from selfcal.export.stage import EXPORTERS, manifest, run_export
+from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
-from selfcal.run.context import RunContext
-from selfcal.run.directory import RunDirectory
 
 
 @pytest.fixture
-def context(tmp_path) -> RunContext:
-    return RunContext(
-        RunConfig(name="test", data=DataConfig(cards=("card.yaml",))), (), RunDirectory(tmp_path / "run")
-    )
+def fitted(context, content, workspace) -> Path:
+    """The results folder after the fit stage."""
+    write_json(context.directory.results / "scale_factors.json", content)
+    write_json(context.directory.results / "workspace.json", workspace)
+    return context.directory.results
 
 
-def test_the_manifest_holds_the_digest_of_every_result(context, content) -> None:
-    results = context.directory.results
-    write_json(results / "scale_factors.json", content)
-    written = run_export(context)
-    assert {path.name for path in written} == {"correctionlib.json", "scale_factors.csv", "manifest.json"}
-    files = read_json(results / "manifest.json")["files"]
-    assert set(files) == {"scale_factors.json", "correctionlib.json", "scale_factors.csv"}
+def test_the_manifest_holds_the_digest_of_every_result(context, fitted) -> None:
+    written = {path.relative_to(fitted).as_posix() for path in run_export(context)}
+    listed = read_json(fitted / "manifest.json")
+    assert written == {name for names in listed["formats"].values() for name in names} | {"manifest.json"}
+    assert len(listed["formats"]) == len(EXPORTERS)
+    assert listed["skipped"] == {}
+    files = listed["files"]
+    assert set(files) == (written - {"manifest.json"}) | {"scale_factors.json", "workspace.json"}
     for name, entry in files.items():
-        data = (results / name).read_bytes()
+        data = (fitted / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def test_the_table_has_one_line_per_row_and_empty_cells_where_nothing_was_measured(context, content) -> None:
-    write_json(context.directory.results / "scale_factors.json", content)
-    run_export(context)
-    with open(context.directory.results / "scale_factors.csv", newline="") as handle:
+def test_a_second_export_leaves_no_file_of_the_first_behind(context, fitted) -> None:
+    first = run_export(context)
+    for folder in {path.parent for path in first} - {fitted}:
+        (folder / "of_an_older_binning.yaml").write_text("old")
+    assert run_export(context) == first
+    assert not list(fitted.rglob("of_an_older_binning.yaml"))
+    assert not list(fitted.rglob(".*"))
+
+
+def test_the_manifest_says_what_is_missing(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / ".half.part").mkdir()
+    (tmp_path / ".half.part/b.txt").write_text("b")
+    done = [
+        Exported("a", (tmp_path / "a.txt",), not_expressed=("one thing",)),
+        Exported("b", (), skipped="not installed"),
+    ]
+    listed = manifest(tmp_path, done)
+    assert listed["formats"] == {"a": ["a.txt"]}
+    assert listed["skipped"] == {"b": "not installed"}
+    assert listed["not_expressed"] == {"a": ["one thing"]}
+    assert list(listed["files"]) == ["a.txt"]
+
+
+def test_the_table_has_one_line_per_row_and_empty_cells_where_nothing_was_measured(results, content) -> None:
+    (path,) = export_table(results).files
+    with open(path, newline="") as handle:
         table = list(csv.DictReader(handle))
     assert len(table) == len(content["rows"])
     for line, row in zip(table, content["rows"], strict=True):

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from selfcal.errors import DataError
-from selfcal.run.atomic import atomic_path, read_arrays, read_json, write_arrays, write_json, write_text
+from selfcal.run.atomic import (
+    atomic_folder,
+    atomic_path,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+    write_text,
+)
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -26,6 +34,28 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_half_way()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_or_leaves_it(tmp_path):
+    folder = tmp_path / "results"
+    with atomic_folder(folder) as temporary:
+        (temporary / "inside").mkdir()
+        (temporary / "inside/old.txt").write_text("old")
+
+    def fail_half_way():
+        with atomic_folder(folder) as temporary:
+            (temporary / "half.txt").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert [path.name for path in folder.rglob("*")] == ["inside", "old.txt"]
+    with atomic_folder(folder) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        "results",
+        "results/new.txt",
+    ]
 
 
 def test_json_of_arrays_and_tensors_and_no_nan(tmp_path):
