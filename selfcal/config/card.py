@@ -11,6 +11,9 @@ from selfcal.config.base import Configured
 Fraction = Annotated[float, Field(ge=0, le=1)]
 FlavourName = Literal["b", "c", "light", "tau"]
 ProcessName = Literal["ttbar_emu", "ttbar_ljets", "w_charm", "dijet", "z_tautau"]
+FormatName = Literal["ftag_hdf5", "physlite", "nanoaod", "pfnano"]
+GuardName = Literal["momentum_unit", "length_unit", "angle_unit", "duplicate_jets", "missing_scores"]
+FieldName = Annotated[str, Field(min_length=1)]
 
 
 class CompositionPrior(Configured):
@@ -39,13 +42,74 @@ class GenerateBlock(Configured):
     seed: Annotated[int, Field(ge=0)] | None = None
 
 
+class Units(Configured):
+    """Units of the file; without a word, those of its format (ATLAS: MeV and mm, CMS: GeV and cm)."""
+
+    momentum: Literal["MeV", "GeV"] | None = None
+    length: Literal["mm", "cm", "um"] | None = None
+    angle: Literal["rad", "deg"] | None = None
+
+
+class FieldMap(Configured):
+    """Names of the file's jet and track fields where they differ from those of the format."""
+
+    pt: FieldName | None = None
+    eta: FieldName | None = None
+    label: FieldName | None = None
+    run: FieldName | None = None
+    event: FieldName | None = None
+    jet_index: FieldName | None = None
+    weight: FieldName | None = None
+    tracks: dict[FieldName, FieldName] = {}
+
+
+class ScoreFields(Configured):
+    """The scores of an existing tagger in the file.
+
+    ``tagger`` is the prefix of its fields: ``GN2v01`` (ATLAS, ``GN2v01_pb`` and so on) or
+    ``DeepFlav``, ``PNet``, ``RobustParTAK4``, ``UParTAK4`` (CMS, ``Jet_btag<tagger>B``, ``...CvB``,
+    ``...CvL``). ``fields`` names the fields of the class probabilities one by one instead.
+    """
+
+    tagger: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    fields: dict[FlavourName, FieldName] = {}
+
+
+class Cut(Configured):
+    """Keep jets whose field (by the file's own name) is in [min, max], or equals one of ``values``."""
+
+    field: FieldName
+    min: float | None = None
+    max: float | None = None
+    values: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min is None and self.max is None and not self.values:
+            raise ValueError("a cut needs 'min', 'max' or 'values'")
+        return self
+
+
+class TrackConventions(Configured):
+    """How the file defines its impact parameters: recorded with the results, and what the sign rests on.
+
+    ``reference`` is the point to which d0 and z0 refer; ``lifetime_sign`` says whether the
+    significances carry the sign of the projection on the jet axis.
+    """
+
+    reference: Literal["beamline", "primary_vertex", "beamspot"] | None = None
+    lifetime_sign: Literal["jet_axis", "geometric"] | None = None
+
+
 class DataCard(Configured):
     """One dataset: simulation (labelled) or data (unlabelled) of one region.
 
     ``use: control`` datasets derive and measure; ``validation`` datasets are held
     out and looked at only by the closure check; ``truth`` datasets hold large samples
     of the nominal and of the pseudo-data world from which only the closure check takes
-    the true efficiencies. ``weights: event`` counts every jet by its ``mcEventWeight``.
+    the true efficiencies. ``weights: event`` counts every jet by its event weight.
+    ``collection`` is the jet collection of a ROOT file. ``accept`` overrides a guard that
+    refuses the dataset, with the reason in words; both are recorded with the results.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -53,8 +117,15 @@ class DataCard(Configured):
     role: Literal["simulation", "data"]
     region: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
     use: Literal["control", "validation", "truth"] = "control"
-    format: Literal["ftag_hdf5"] = "ftag_hdf5"
+    format: FormatName = "ftag_hdf5"
     files: tuple[str, ...] = ()
+    collection: FieldName | None = None
+    fields: FieldMap = FieldMap()
+    units: Units = Units()
+    scores: ScoreFields | None = None
+    selection: tuple[Cut, ...] = ()
+    conventions: TrackConventions = TrackConventions()
+    accept: dict[GuardName, Annotated[str, Field(min_length=8)]] = {}
     weights: Literal["unit", "event"] = "unit"
     sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
     generate: GenerateBlock | None = None

@@ -62,6 +62,9 @@ class Jets:
     tracks : (T, F) float32, columns named by ``track_fields``
     track_origin : (T,) int8, -1 where unknown
     track_vertex : (T,) int16, truth vertex index within the jet, -2 where unknown
+    log_score : (N, K) float64, ln p of an existing tagger in the order of ``score_classes``, or None
+    score_classes : names of these K classes, a subset of ``FLAVOURS`` in their order
+    row : (N,) int64, row of each jet in its file, or None for jets that come from none
     """
 
     dataset: str
@@ -77,6 +80,9 @@ class Jets:
     track_origin: NDArray[np.int8]
     track_vertex: NDArray[np.int16]
     track_fields: tuple[str, ...] = field(default=TRACK_FIELDS)
+    log_score: NDArray[np.float64] | None = None
+    score_classes: tuple[str, ...] = ()
+    row: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.pt_gev)
@@ -112,4 +118,6 @@ class Jets:
             tracks=self.tracks[rows],
             track_origin=self.track_origin[rows],
             track_vertex=self.track_vertex[rows],
+            log_score=None if self.log_score is None else self.log_score[index],
+            row=None if self.row is None else self.row[index],
         )
