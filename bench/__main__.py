@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from selfcal.config.run import TaggerConfig, TrainingConfig
-from selfcal.data.hdf5 import read_jets
+from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
 from selfcal.generate.dataset import GenerateRequest, generate_dataset
 from selfcal.tagger.bundle import TaggerBundle, build_tagger

@@ -95,13 +95,14 @@ TAGGER_SIZES: dict[str, dict[str, Any]] = {
 
 
 class TaggerConfig(Configured):
-    """A transformer over tracks (see ``selfcal.tagger``).
+    """A transformer over tracks (see ``selfcal.tagger``), or ``kind: scores``: an existing tagger, whose
+    scores are in the files under the name that each data card gives. Then nothing is trained.
 
     ``size`` sets every width and depth that is not given; see :data:`TAGGER_SIZES`.
     ``origin_widths`` and ``vertex_widths`` are the hidden layers of the two heads on tracks.
     """
 
-    kind: Literal["transformer"] = "transformer"
+    kind: Literal["transformer", "scores"] = "transformer"
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")] = "SelfCal"
     size: Literal["small", "medium", "gn2"] = "small"
     width: PositiveInt = 64
@@ -279,9 +280,19 @@ class RunConfig(Configured):
     fit: FitConfig = FitConfig()
     export: ExportConfig = ExportConfig()
 
+    @property
+    def joint_training(self) -> bool:
+        """Whether the tagger is trained together with its calibration: never where its scores are given."""
+        return self.calibration.joint.enabled and self.tagger.kind != "scores"
+
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        data, fit = self.data, self.fit
+        data, fit, joint = self.data, self.fit, self.calibration.joint
+        if self.tagger.kind == "scores" and joint.enabled and "enabled" in joint.model_fields_set:
+            raise ValueError(
+                "'calibration.joint.enabled' cannot be true with 'tagger.kind: scores': "
+                "given scores cannot be trained"
+            )
         if fit.pt_gev_edges[0] < data.pt_gev_min or fit.pt_gev_edges[-1] > data.pt_gev_max:
             raise ValueError(
                 f"'fit.pt_gev_edges' {list(fit.pt_gev_edges)} must lie within 'data.pt_gev_min' "

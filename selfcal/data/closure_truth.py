@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,5 +30,7 @@ def read_closure_truth(path: Path) -> NDArray[np.int8]:
 
 def holds_closure_truth(path: Path) -> bool:
     """Whether a file carries closure truth: pseudo-data do, collision data do not."""
+    if not h5py.is_hdf5(path):
+        return False
     with open_native(path) as file:
         return TRUTH_DATASET in file

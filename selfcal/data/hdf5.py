@@ -16,12 +16,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.data.flavours import (
-    FLAVOUR_TO_CONE_LABEL,
-    UNLABELLED,
-    flavour_from_cone_label,
-)
-from selfcal.data.jets import TRACK_FIELDS, Jets
+from selfcal.data.field_names import missing_fields
+from selfcal.data.flavours import FLAVOUR_TO_CONE_LABEL
+from selfcal.data.jets import Jets
 from selfcal.errors import DataError
 from selfcal.run.atomic import atomic_path
 
@@ -32,12 +29,7 @@ FLAVOUR_CLASS_NAMES = ("bjets", "cjets", "ujets", "taujets")
 UNKNOWN_ORIGIN, UNKNOWN_VERTEX = -1, -2
 _BLOCK = 4096
 _JET_CHUNK, _TRACK_CHUNK = 4096, 512
-_REQUIRED_JET_FIELDS = ("pt_btagJes", "eta_btagJes")
-_ALIASES = {
-    "lifetimeSignedD0Significance": "IP3D_signed_d0_significance",
-    "lifetimeSignedZ0SinThetaSignificance": "IP3D_signed_z0_significance",
-}
-"""Track fields under the names of the older ATLAS generation."""
+
 
 
 def write_jets(
@@ -192,119 +184,12 @@ def require_dataset(file: h5py.File, name: str, path: Path, fields: tuple[str, .
         raise DataError(
             f"no structured dataset '{name}'",
             where=str(path),
-            expected=f"datasets jets and tracks; has {list(file)}",
+            expected=f"datasets jets and tracks; found {', '.join(file)}",
         )
-    missing = [field for field in fields if field not in dataset.dtype.names]
-    if missing:
-        raise DataError(
-            f"dataset '{name}' lacks the field(s) {missing}",
-            where=str(path),
-            expected=", ".join(fields),
-            fix=f"it has {', '.join(dataset.dtype.names)}",
-        )
+    absent = [field for field in fields if field not in dataset.dtype.names]
+    if absent:
+        raise missing_fields(absent, dataset.dtype.names, f"{path}, dataset {name}", "fields")
     return dataset
-
-
-def read_jets(path: Path, dataset: str, *, with_tracks: bool = True, with_labels: bool = True) -> Jets:
-    """Read a native file; ``dataset`` is the name under which the jets' keys are known.
-
-    Fields that are absent are left out of ``track_fields`` (older names of the
-    significances are understood); without ``runNumber`` the run is 0, without
-    ``mcEventWeight`` the weight 1, without ``jet_rank`` the index counts the jets of
-    an event, without ``eventNumber`` every jet is an event of its own. ``valid``
-    need not be a prefix. Jets without label field, or with ``with_labels=False``,
-    have flavour -1.
-
-    Raises
-    ------
-    DataError
-        Missing file, dataset or field; damaged file; unknown labels; NaN or infinity in a
-        field that is used (with the count of each).
-    """
-    with open_native(path) as file:
-        table = require_dataset(file, "jets", path, _REQUIRED_JET_FIELDS)[:]
-        names = table.dtype.names
-        n = len(table)
-        weight = table["mcEventWeight"].astype(np.float64) if "mcEventWeight" in names else np.ones(n)
-        pt_gev = table["pt_btagJes"].astype(np.float32) / np.float32(1000.0)
-        eta = table["eta_btagJes"].astype(np.float32)
-        refuse_not_finite({"pt_btagJes": pt_gev, "eta_btagJes": eta, "mcEventWeight": weight}, path)
-        flavour = np.full(n, UNLABELLED, dtype=np.int8)
-        if with_labels and LABEL_FIELD in names:
-            flavour = flavour_from_cone_label(table[LABEL_FIELD], where=f"{path}, jets/{LABEL_FIELD}")
-        event = table["eventNumber"].astype(np.int64) if "eventNumber" in names else np.arange(n)
-        run = table["runNumber"].astype(np.int64) if "runNumber" in names else np.zeros(n, dtype=np.int64)
-        rank = table["jet_rank"].astype(np.int32) if "jet_rank" in names else _rank_in_event(run, event)
-        tracks = _read_tracks(file, path, n, with_labels) if with_tracks else _no_tracks(n)
-        return Jets(dataset, pt_gev, eta, flavour, weight, run, event, rank, *tracks)
-
-
-_Tracks = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int8], NDArray[np.int16], tuple[str, ...]]
-
-
-def _no_tracks(n_jets: int) -> _Tracks:
-    return (
-        np.zeros(n_jets + 1, dtype=np.int64),
-        np.zeros((0, 0), dtype=np.float32),
-        np.zeros(0, dtype=np.int8),
-        np.zeros(0, dtype=np.int16),
-        (),
-    )
-
-
-def _read_tracks(file: h5py.File, path: Path, n_jets: int, with_labels: bool) -> _Tracks:
-    """Offsets, columns, origin, vertex and names of the columns; padding is left out."""
-    source = require_dataset(file, "tracks", path, ("valid",))
-    if source.shape[0] != n_jets:
-        raise DataError(f"{source.shape[0]} rows of tracks for {n_jets} jets", where=str(path))
-    stored = set(source.dtype.names)
-    alias = {name: name if name in stored else _ALIASES.get(name, name) for name in TRACK_FIELDS}
-    names = tuple(name for name in TRACK_FIELDS if alias[name] in stored)
-    counts = np.zeros(n_jets, dtype=np.int64)
-    columns, origins, vertices = [], [], []
-    for start in range(0, n_jets, _BLOCK):
-        block = source[start : start + _BLOCK]
-        valid = block["valid"].astype(bool)
-        counts[start : start + _BLOCK] = valid.sum(axis=1)
-        rows = block[valid]
-        part = np.empty((len(rows), len(names)), dtype=np.float32)
-        for column, name in enumerate(names):
-            part[:, column] = rows[alias[name]]
-        columns.append(part)
-        has_origin = with_labels and "ftagTruthOriginLabel" in stored
-        has_vertex = with_labels and "ftagTruthVertexIndex" in stored
-        origins.append(
-            rows["ftagTruthOriginLabel"].astype(np.int8)
-            if has_origin
-            else np.full(len(rows), UNKNOWN_ORIGIN, dtype=np.int8)
-        )
-        vertices.append(
-            rows["ftagTruthVertexIndex"].astype(np.int16)
-            if has_vertex
-            else np.full(len(rows), UNKNOWN_VERTEX, dtype=np.int16)
-        )
-    empty = _no_tracks(0)
-    tracks = np.concatenate(columns) if columns else np.zeros((0, len(names)), dtype=np.float32)
-    if not np.isfinite(tracks).all():
-        refuse_not_finite({name: tracks[:, i] for i, name in enumerate(names)}, path)
-    return (
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        tracks,
-        np.concatenate(origins) if origins else empty[2],
-        np.concatenate(vertices) if vertices else empty[3],
-        names,
-    )
-
-
-def _rank_in_event(run: NDArray[np.int64], event: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Position of each jet among those of its event, in file order."""
-    order = np.lexsort((event, run))
-    new = np.ones(len(event), dtype=bool)
-    new[1:] = (np.diff(event[order]) != 0) | (np.diff(run[order]) != 0)
-    position = np.arange(len(event))
-    rank = np.empty(len(event), dtype=np.int32)
-    rank[order] = position - np.maximum.accumulate(np.where(new, position, 0))
-    return rank
 
 
 def refuse_not_finite(fields: Mapping[str, NDArray[np.floating]], path: Path) -> None:

@@ -52,7 +52,7 @@ class Contents:
 
 
 class JetReader(Protocol):
-    """A file format. All methods raise ``DataError`` for a file that is missing, damaged or of another kind."""
+    """A file format; a file that is missing, damaged or of another kind is a ``DataError``."""
 
     def recognises(self, path: Path) -> bool:
         """Whether the file is of this format, by its content."""

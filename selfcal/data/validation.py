@@ -12,7 +12,8 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold, fold_of
-from selfcal.data.hdf5 import open_native, read_jets, require_dataset
+from selfcal.data.hdf5 import open_native, require_dataset
+from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
 from selfcal.errors import DataError
 from selfcal.run.atomic import write_json

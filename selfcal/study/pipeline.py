@@ -33,6 +33,12 @@ class StageDescription:
     reads_inputs: bool = False
 
 
+_WHAT_A_FILE_MEANS = (
+    "name", "role", "use", "region", "format", "sha256", "weights", "collection", "fields", "units",
+    "scores", "selection", "conventions", "accept",
+)  # fmt: skip
+
+
 def _card_facts(cards: Iterable[DataCard], *keys: str) -> list[dict[str, Any]]:
     return [card.model_dump(mode="json", include=set(keys)) for card in cards]
 
@@ -54,7 +60,8 @@ def _generate_configuration(context: RunContext) -> Any:
 
 def _validate_configuration(context: RunContext) -> Any:
     return {
-        "cards": _card_facts(context.cards, "name", "role", "use", "region", "format", "sha256", "weights"),
+        "cards": _card_facts(context.cards, *_WHAT_A_FILE_MEANS),
+        "tagger": context.config.tagger.kind,
         "selection": _selection(context),
     }
 
@@ -153,10 +160,12 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
 
 
 def pipeline(context: RunContext) -> list[Stage]:
-    """All stages of this run; without ``generate`` where no card asks for it."""
+    """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given."""
     stages: list[Stage] = []
     for description in DESCRIPTIONS:
         if description.name == "generate" and not any(card.generate for card in context.cards):
+            continue
+        if description.name == "train" and context.config.tagger.kind == "scores":
             continue
         stages.append(
             Stage(
@@ -199,7 +208,7 @@ def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
         raise ConfigError(
             f"this run has no stage '{verb}'",
             expected=f"one of {', '.join(names)}",
-            fix="none of its data cards has a 'generate' block: go on with 'selfcal validate'",
+            fix="a run without 'generate' blocks generates nothing; one with given scores trains nothing",
         )
     wanted = stages[: names.index(verb) + 1]
     for state in stage_states(wanted, context)[:-1]:

@@ -10,12 +10,12 @@ import numpy as np
 from selfcal.config.card import DataCard
 from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
 from selfcal.data.folds import Fold
-from selfcal.data.hdf5 import read_jets
+from selfcal.data.reading import read_dataset
 from selfcal.data.score_files import join_datasets, load_scores, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
-from selfcal.training.samples import within_range
+from selfcal.training.samples import in_use, wanted_of
 
 
 def has_truth(context: RunContext, card: DataCard) -> bool:
@@ -36,8 +36,10 @@ def true_jets(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fo
         scored = load_scores(context.directory.scores / f"{card.name}.safetensors", card.region)
         flavour = []
         for path in context.dataset_path(card):
-            jets = read_jets(path, dataset=card.name, with_tracks=False, with_labels=False)
-            flavour.append(read_closure_truth(path)[within_range(jets, context.config.data)])
+            labels = read_closure_truth(path)
+            for jets in read_dataset(card, [path], wanted_of(context, card, tracks=False)):
+                assert jets.row is not None
+                flavour.append(labels[jets.row[in_use(jets, context.config.data)]])
         truth = np.concatenate(flavour)
         if len(truth) != len(scored):
             raise DataError(

@@ -24,7 +24,8 @@ def discriminant_b(log_probability: Array, charm_fraction: float = 0.2, tau_frac
 
     Parameters
     ----------
-    log_probability : (..., 4), ln p in the order of ``FLAVOURS``; an array or a tensor
+    log_probability : (..., 4), ln p in the order of ``FLAVOURS``; an array or a tensor. A tagger
+        without tau class has (..., 3); its light class takes over the tau fraction.
 
     Returns
     -------
@@ -49,6 +50,7 @@ def discriminant_tau(log_probability: Array, b_fraction: float = 0.1, charm_frac
 
 
 def _log_ratio(log_probability: Array, signal: int, fractions: dict[int, float]) -> Array:
+    fractions = {k: share for k, share in fractions.items() if k < log_probability.shape[-1]}
     light = 1.0 - sum(fractions.values())
     if min(*fractions.values(), light) < -1e-12:
         raise ConfigError(

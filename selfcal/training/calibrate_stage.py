@@ -2,6 +2,8 @@
 
 Order (train fold first, then a fold that the tagger has not seen):
 
+With ``tagger.kind: scores`` the first two are left out: the scores are in the files.
+
 1. train fold: fractions and stiff maps with the tagger of stage 0 frozen;
 2. train fold: joint training of tagger, maps and fractions;
 3. all datasets are scored with the tagger, which is never changed again;
@@ -21,12 +23,12 @@ from selfcal.data.score_files import control_scores
 from selfcal.data.scored import concatenate
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
-from selfcal.tagger.bundle import load_bundle, save_bundle
+from selfcal.tagger.bundle import TaggerBundle, load_bundle, save_bundle
 from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.joint_stage import run_joint_training
 from selfcal.training.roc_comparison import compare_rejections
 from selfcal.training.samples import jets_in_fold
-from selfcal.training.scores_stage import score_datasets
+from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, scorer_of
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import derive, write_inputs
@@ -51,21 +53,12 @@ def run_calibrate(context: RunContext) -> list[Path]:
     torch.set_num_threads(1)
     regions = control_regions(context)
     results = context.directory.results
-    before, bundle = (load_bundle(context.directory.checkpoints / "tagger") for _ in range(2))
     written: list[Path] = []
-    if context.config.calibration.joint.enabled:
-        written += run_joint_training(context, bundle, regions)
-        measure = [
-            jets
-            for region in regions
-            for card in cards_of(context, "simulation", region)
-            for jets in jets_in_fold(context, card, Fold.MEASURE)
-        ]
-        roc = results / "roc_before_after.safetensors"
-        write_arrays(roc, compare_rejections(before, bundle, measure, context.config.tagger))
-        written.append(roc)
-    written += save_bundle(bundle, context.directory.checkpoints / "tagger_final")
-    written += score_datasets(context, bundle, context.directory.scores)
+    scorer: Scorer = given_scores
+    if context.config.tagger.kind != "scores":
+        bundle, written = final_tagger(context, regions)
+        scorer = scorer_of(bundle)
+    written += score_datasets(context, scorer, context.directory.scores)
     calibration = derive_calibration(context, regions)
     written += save_calibration(calibration, context.config.calibration.map, results / "map")
     write_json(results / "composition_fitted.json", composition_table(calibration))
@@ -73,6 +66,24 @@ def run_calibrate(context: RunContext) -> list[Path]:
     displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
     write_json(results / "displacement.json", {"rows": displacement})
     return [*written, results / "composition_fitted.json", results / "displacement.json"]
+
+
+def final_tagger(context: RunContext, regions: tuple[str, ...]) -> tuple[TaggerBundle, list[Path]]:
+    """Steps 1 and 2: the tagger that scores all datasets, and the files written."""
+    before, bundle = (load_bundle(context.directory.checkpoints / "tagger") for _ in range(2))
+    written: list[Path] = []
+    if context.config.joint_training:
+        written += run_joint_training(context, bundle, regions)
+        measure = [
+            jets
+            for region in regions
+            for card in cards_of(context, "simulation", region)
+            for jets in jets_in_fold(context, card, Fold.MEASURE)
+        ]
+        roc = context.directory.results / "roc_before_after.safetensors"
+        write_arrays(roc, compare_rejections(before, bundle, measure, context.config.tagger))
+        written.append(roc)
+    return bundle, [*written, *save_bundle(bundle, context.directory.checkpoints / "tagger_final")]
 
 
 def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibration:

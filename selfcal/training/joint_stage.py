@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from selfcal.data.folds import Fold
@@ -19,7 +18,7 @@ from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.control_regions import cards_of, composition_prior
 from selfcal.training.joint import JointSample, train_jointly
 from selfcal.training.samples import for_validation, jets_in_fold
-from selfcal.training.scores_stage import scored
+from selfcal.training.scores_stage import scored, scorer_of
 from selfcal.transport.composition import fit_composition
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.sample import build_sample, simulated_fractions
@@ -86,5 +85,5 @@ def run_joint_training(context: RunContext, bundle: TaggerBundle, regions: tuple
 
 
 def _scored(bundle: TaggerBundle, jets: Jets, region: str) -> ScoredJets:
-    fold = np.full(len(jets), Fold.TRAIN, dtype=np.int8)
-    return scored(bundle, [jets], region, fold, labelled=jets.labelled)
+    """Jets of the train fold, all of which are in it."""
+    return scored(scorer_of(bundle), [jets], region, (1.0, 0.0, 0.0), labelled=jets.labelled)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.folds import Fold, event_hash, fold_of
-from selfcal.data.hdf5 import read_jets
 from selfcal.data.jets import Jets
+from selfcal.data.reading import Wanted, read_dataset
 from selfcal.run.context import RunContext
 
 
@@ -23,30 +23,41 @@ def within_range(jets: Jets, config: DataConfig) -> NDArray[np.bool_]:
     return inside
 
 
-def read_card(context: RunContext, card: DataCard, *, with_labels: bool) -> Iterator[Jets]:
-    """The jets of every file of ``card`` within the kinematic range, one file at a time.
+def wanted_of(context: RunContext, card: DataCard, *, tracks: bool = True) -> Wanted:
+    """What the run's tagger needs of a card's files: tracks, or the scores that are there."""
+    given = context.config.tagger.kind == "scores"
+    return Wanted(tracks=tracks and not given, labels=card.role == "simulation", scores=given)
+
+
+def in_use(jets: Jets, config: DataConfig) -> NDArray[np.bool_]:
+    """The jets of the kinematic range that the tagger has looked at, (N,)."""
+    inside = within_range(jets, config)
+    return inside if jets.log_score is None else inside & np.isfinite(jets.log_score).all(axis=1)
+
+
+def read_card(context: RunContext, card: DataCard) -> Iterator[Jets]:
+    """The jets of every file of ``card`` that are in use, chunk by chunk; with labels if it is simulation.
 
     They have weight one unless the card asks for event weights. Weights that undo a biased
     generation (dijet, by pT^4) would leave an effective sample of a few per cent; such a spectrum
     is used as it is, in simulation and data alike, so that pseudo-data counts stay Poisson.
     """
-    for path in context.dataset_path(card):
-        jets = read_jets(path, dataset=card.name, with_tracks=True, with_labels=with_labels)
-        chosen = jets.select(within_range(jets, context.config.data))
+    for jets in read_dataset(card, context.dataset_path(card), wanted_of(context, card)):
+        chosen = jets.select(in_use(jets, context.config.data))
         yield chosen if card.weights == "event" else replace(chosen, weight=np.ones(len(chosen)))
 
 
 def jets_in_fold(context: RunContext, card: DataCard, fold: Fold) -> list[Jets]:
-    """The jets of one fold of a card, by file; with labels if it is simulation."""
+    """The jets of one fold of a card, by chunk; with labels if it is simulation."""
     fractions = context.config.data.folds_for(card.role)
     return [
         jets.select(fold_of(jets, fractions) == fold)
-        for jets in read_card(context, card, with_labels=card.role == "simulation")
+        for jets in read_card(context, card)
     ]
 
 
 def training_fold(context: RunContext) -> list[Jets]:
-    """Labelled simulation of the control regions in the train fold, by file."""
+    """Labelled simulation of the control regions in the train fold, by chunk."""
     cards = context.cards_for(role="simulation", use="control")
     return [jets for card in cards for jets in jets_in_fold(context, card, Fold.TRAIN)]
 

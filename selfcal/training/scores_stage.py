@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +14,30 @@ from selfcal.data.folds import fold_of
 from selfcal.data.jets import Jets
 from selfcal.data.score_files import save_scores
 from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
 from selfcal.run.context import RunContext
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.samples import read_card
 from selfcal.training.scoring import score_jets
 
+Scorer = Callable[[Jets], NDArray[np.float64]]
+"""ln p of the classes, (N, K) float64, of N jets."""
 
-def score_datasets(context: RunContext, bundle: TaggerBundle, output_folder: Path) -> list[Path]:
-    """Score the jets of every card within the kinematic range; returns ``<folder>/<card>.safetensors``.
+
+def scorer_of(bundle: TaggerBundle) -> Scorer:
+    """The scores that a tagger of ours gives."""
+    return lambda jets: score_jets(bundle, jets)[0]
+
+
+def given_scores(jets: Jets) -> NDArray[np.float64]:
+    """The scores that came with the jets."""
+    if jets.log_score is None:
+        raise DataError(f"the jets of '{jets.dataset}' were read without scores")
+    return jets.log_score
+
+
+def score_datasets(context: RunContext, scorer: Scorer, output_folder: Path) -> list[Path]:
+    """Score the jets of every card that are in use; returns ``<folder>/<card>.safetensors``.
 
     Simulation keeps its labels; data, also the pseudo-data of truth datasets, are
     written with flavour -1.
@@ -29,40 +46,51 @@ def score_datasets(context: RunContext, bundle: TaggerBundle, output_folder: Pat
     tracker = context.progress("scoring", len(context.cards))
     for done, card in enumerate(context.cards, start=1):
         path = output_folder / f"{card.name}.safetensors"
-        save_scores(path, score_card(context, bundle, card))
+        save_scores(path, score_card(context, scorer, card))
         written.append(path)
         tracker.update(done)
     return written
 
 
-def score_card(context: RunContext, bundle: TaggerBundle, card: DataCard) -> ScoredJets:
-    """The scored jets of one card."""
-    labelled = card.role == "simulation"
-    parts = list(read_card(context, card, with_labels=labelled))
-    fractions = context.config.data.folds_for(card.role)
-    fold = np.concatenate([fold_of(jets, fractions) for jets in parts])
-    return scored(bundle, parts, card.region, fold, labelled=labelled)
-
-
-def scored(
-    bundle: TaggerBundle, parts: Sequence[Jets], region: str, fold: NDArray[np.int8], *, labelled: bool
-) -> ScoredJets:
-    """Scores and kinematics of all ``parts`` of one dataset, whose jets have these folds."""
-    run, event = (np.concatenate([getattr(jets, key) for jets in parts]) for key in ("run", "event"))
-    return ScoredJets(
-        region=region,
-        log_probability=np.concatenate([score_jets(bundle, jets)[0] for jets in parts]),
-        pt_gev=np.concatenate([jets.pt_gev for jets in parts]).astype(np.float64),
-        abs_eta=np.concatenate([jets.abs_eta for jets in parts]).astype(np.float64),
-        flavour=np.concatenate([jets.flavour if labelled else _unlabelled(jets) for jets in parts]),
-        weight=np.concatenate([jets.weight for jets in parts]),
-        fold=fold,
-        event=event_index(run, event),
+def score_card(context: RunContext, scorer: Scorer, card: DataCard) -> ScoredJets:
+    """The scored jets of one card. Tracks stay in memory for one chunk at a time."""
+    return scored(
+        scorer,
+        read_card(context, card),
+        card.region,
+        context.config.data.folds_for(card.role),
+        labelled=card.role == "simulation",
     )
 
 
-def _unlabelled(jets: Jets) -> NDArray[np.int8]:
-    return np.full(len(jets), -1, dtype=np.int8)
+def scored(
+    scorer: Scorer,
+    parts: Iterable[Jets],
+    region: str,
+    fold_fractions: tuple[float, float, float],
+    *,
+    labelled: bool,
+) -> ScoredJets:
+    """Scores, kinematics and folds of all ``parts`` of one dataset."""
+    columns: dict[str, list[NDArray[Any]]] = {}
+    for jets in parts:
+        chunk: dict[str, NDArray[Any]] = {
+            "log_probability": scorer(jets),
+            "pt_gev": jets.pt_gev.astype(np.float64),
+            "abs_eta": jets.abs_eta.astype(np.float64),
+            "flavour": jets.flavour if labelled else np.full(len(jets), -1, dtype=np.int8),
+            "weight": jets.weight,
+            "fold": fold_of(jets, fold_fractions),
+            "run": jets.run,
+            "event": jets.event,
+        }
+        for name, values in chunk.items():
+            columns.setdefault(name, []).append(values)
+    whole: dict[str, NDArray[Any]] = {}
+    for name in list(columns):
+        whole[name] = np.concatenate(columns.pop(name))
+    event = event_index(whole.pop("run"), whole.pop("event"))
+    return ScoredJets(region=region, event=event, **whole)
 
 
 def event_index(run: NDArray[np.int64], event: NDArray[np.int64]) -> NDArray[np.int64]:

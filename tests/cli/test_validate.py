@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from selfcal.data.hdf5 import read_jets, write_jets
+from selfcal.data.hdf5 import write_jets
+from selfcal.data.hdf5_reader import read_jets
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from selfcal.data.closure_truth import read_closure_truth
-from selfcal.data.hdf5 import TRACK_SLOTS, read_jets, write_jets
+from selfcal.data.hdf5 import TRACK_SLOTS, write_jets
+from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import TRACK_FIELDS, Jets
 from selfcal.errors import DataError
 

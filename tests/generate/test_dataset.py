@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selfcal.data.closure_truth import read_closure_truth
-from selfcal.data.hdf5 import read_jets
+from selfcal.data.hdf5_reader import read_jets
 from selfcal.errors import ConfigError
 from selfcal.generate import dataset as dataset_module
 from selfcal.generate.dataset import GenerateRequest, chunk_plan, generate_dataset, generate_datasets

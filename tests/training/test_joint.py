@@ -14,7 +14,7 @@ from selfcal.tagger.batching import TensorJets
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.training.joint import JointResult, JointSample, train_jointly
-from selfcal.training.scores_stage import event_index, scored
+from selfcal.training.scores_stage import event_index, scored, scorer_of
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.composition import CompositionFit, CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, ScoreFrame
@@ -54,8 +54,7 @@ class JointSetup:
 
 
 def of_region(bundle: TaggerBundle, jets, *, labelled: bool) -> ScoredJets:
-    fold = np.zeros(len(jets), dtype=np.int8)
-    result = scored(bundle, [jets], "all", fold, labelled=labelled)
+    result = scored(scorer_of(bundle), [jets], "all", (1.0, 0.0, 0.0), labelled=labelled)
     assert (result.event == event_index(jets.run, jets.event)).all()
     return result
 

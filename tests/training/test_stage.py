@@ -21,7 +21,7 @@ from selfcal.run.directory import RunDirectory
 from selfcal.tagger.bundle import load_bundle
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.training.samples import for_validation, read_card, training_fold
-from selfcal.training.scores_stage import score_datasets
+from selfcal.training.scores_stage import score_datasets, scorer_of
 from selfcal.training.scoring import score_jets
 from selfcal.training.stage import run_train
 
@@ -87,7 +87,7 @@ def test_outputs_say_what_the_saved_tagger_does(context):
     metrics = json.loads((context.directory.results / "tagger_metrics.json").read_text())
     assert [row["working_point"] for row in metrics["working_points"]] == [0.6, 0.8]
     card = context.cards[0]
-    (jets,) = read_card(context, card, with_labels=True)
+    (jets,) = read_card(context, card)
     jets = jets.select(fold_of(jets, context.config.data.simulation_folds) == Fold.MEASURE)
     discriminant = discriminant_b(score_jets(bundle, jets)[0])
     signal = jets.flavour == B
@@ -105,12 +105,12 @@ def test_outputs_say_what_the_saved_tagger_does(context):
 def test_only_simulation_keeps_its_labels(context):
     run_train(context)
     bundle = load_bundle(context.directory.checkpoints / "tagger")
-    paths = score_datasets(context, bundle, context.directory.path / "scores")
+    paths = score_datasets(context, scorer_of(bundle), context.directory.path / "scores")
     assert [path.stem for path in paths] == [card.name for card in context.cards]
     for path, card in zip(paths, context.cards, strict=True):
         labelled = card.role == "simulation"
         scored = load_scores(path, card.region)
-        (jets,) = read_card(context, card, with_labels=labelled)
+        (jets,) = read_card(context, card)
         np.testing.assert_array_equal(scored.flavour, jets.flavour)
         assert (scored.flavour >= 0).all() == labelled
         assert (scored.flavour < 0).all() == (not labelled)

@@ -1,0 +1,45 @@
+"""The selection of a data card, on the file's own fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.config.card import Cut
+from selfcal.data.field_names import missing_fields
+
+
+def selected(
+    fields: Mapping[str, NDArray[Any]] | NDArray[Any], cuts: Sequence[Cut], path: Path
+) -> NDArray[np.bool_]:
+    """Which rows pass all cuts: ``min <= x <= max`` and, where ``values`` are given, x in them.
+
+    ``fields`` holds columns by name, at least those of the cuts; or it is a structured array.
+
+    Raises
+    ------
+    DataError
+        If a field is not there.
+    """
+    names = tuple(fields.dtype.names or ()) if isinstance(fields, np.ndarray) else tuple(fields)
+    absent = [cut.field for cut in cuts if cut.field not in names]
+    if absent:
+        raise missing_fields(absent, names, str(path), "selection")
+    chosen: NDArray[np.bool_] | None = None
+    for cut in cuts:
+        values = np.asarray(fields[cut.field])
+        passes = np.ones(len(values), dtype=bool)
+        if cut.min is not None:
+            passes &= values >= cut.min
+        if cut.max is not None:
+            passes &= values <= cut.max
+        if cut.values:
+            passes &= np.isin(values, cut.values)
+        chosen = passes if chosen is None else chosen & passes
+    if chosen is None:
+        raise ValueError("no cut is given")
+    return chosen
