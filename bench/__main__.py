@@ -50,7 +50,7 @@ def tagging(jets: Jets) -> dict[str, float]:
     inputs = common_inputs([jets])
     normalisation = Normalisation.measure([compute_features(jets, inputs)])
     tagger = TaggerConfig()
-    bundle = TaggerBundle(tagger, inputs, normalisation, build_tagger(tagger, inputs, seed=1))
+    bundle = TaggerBundle(tagger, inputs, normalisation, build_tagger(tagger, inputs, normalisation, seed=1))
     train, few = bundle.tensors(many), bundle.tensors(jets.select(np.arange(100)))
     training = TrainingConfig(epochs=1)
     seconds = timed(lambda: train_tagger(bundle.model, train, few, training, seed=1))

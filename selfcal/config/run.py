@@ -95,14 +95,18 @@ TAGGER_SIZES: dict[str, dict[str, Any]] = {
 
 
 class TaggerConfig(Configured):
-    """A transformer over tracks (see ``selfcal.tagger``), or ``kind: scores``: an existing tagger, whose
-    scores are in the files under the name that each data card gives. Then nothing is trained.
+    """The network from tracks to flavours (see ``selfcal.tagger``): a transformer, or one of the simpler
+    ones to compare it with: Deep Sets (DIPS) or a recurrent network (RNNIP-like). Or ``kind: scores``:
+    an existing tagger, whose scores are in the files under the name that each data card gives; then
+    nothing is trained.
 
     ``size`` sets every width and depth that is not given; see :data:`TAGGER_SIZES`.
     ``origin_widths`` and ``vertex_widths`` are the hidden layers of the two heads on tracks.
+    ``heads``, ``feedforward_width`` and ``attention_bias`` concern the transformer only; the last lets
+    tracks attend to each other by their distance, k_T, momentum share and mass.
     """
 
-    kind: Literal["transformer", "scores"] = "transformer"
+    kind: Literal["transformer", "deep_sets", "recurrent", "scores"] = "transformer"
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")] = "SelfCal"
     size: Literal["small", "medium", "gn2"] = "small"
     width: PositiveInt = 64
@@ -111,6 +115,7 @@ class TaggerConfig(Configured):
     feedforward_width: PositiveInt = 128
     origin_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64,)
     vertex_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32,)
+    attention_bias: bool = False
     latent: PositiveInt = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -125,6 +130,8 @@ class TaggerConfig(Configured):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.attention_bias and self.kind != "transformer":
+            raise ValueError(f"'attention_bias' is for 'kind: transformer', found 'kind: {self.kind}'")
         if self.width % self.heads:
             raise ValueError(f"'width' ({self.width}) must be a multiple of 'heads' ({self.heads})")
         if self.charm_fraction + self.tau_fraction >= 1:

@@ -24,8 +24,10 @@ from selfcal.data.jets import ORIGINS, Jets
 from selfcal.errors import DataError
 from selfcal.run.atomic import atomic_path, read_json, write_json
 from selfcal.tagger.batching import TensorJets, to_tensors
+from selfcal.tagger.deep_sets import DeepSetsEncoder
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, known_inputs
-from selfcal.tagger.network import FlavourTagger
+from selfcal.tagger.network import Encoder, FlavourTagger
+from selfcal.tagger.recurrent import RecurrentEncoder
 from selfcal.tagger.transformer import TransformerEncoder
 
 FORMAT_VERSION = 2
@@ -46,11 +48,27 @@ class TaggerBundle:
         return to_tensors(jets, self.inputs, self.normalisation)
 
 
-def build_tagger(config: TaggerConfig, inputs: TaggerInputs, seed: int) -> FlavourTagger:
-    """A fresh model with weights drawn from ``seed``."""
+def build_tagger(
+    config: TaggerConfig, inputs: TaggerInputs, normalisation: Normalisation, seed: int
+) -> FlavourTagger:
+    """A fresh model with weights drawn from ``seed``.
+
+    Raises
+    ------
+    ConfigError
+        If ``config`` asks for inputs that are not there.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FlavourTagger(TransformerEncoder(len(inputs.track), len(inputs.jet), config), config)
+        return FlavourTagger(_build_encoder(config, inputs, normalisation), config)
+
+
+def _build_encoder(config: TaggerConfig, inputs: TaggerInputs, normalisation: Normalisation) -> Encoder:
+    if config.kind == "deep_sets":
+        return DeepSetsEncoder(inputs, config)
+    if config.kind == "recurrent":
+        return RecurrentEncoder(inputs, normalisation, config)
+    return TransformerEncoder(inputs, normalisation, config)
 
 
 def save_bundle(bundle: TaggerBundle, folder: Path) -> list[Path]:
@@ -137,7 +155,7 @@ def _assemble(described: dict[str, Any], weights: bytes) -> TaggerBundle:
             for key in ("mean", "width")
         )
     )
-    model = build_tagger(config, inputs, seed=0)
+    model = build_tagger(config, inputs, normalisation, seed=0)
     model.load_state_dict(load(weights))
     model.eval()
     return TaggerBundle(config, inputs, normalisation, model)

@@ -8,8 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from selfcal.config.run import TaggerConfig
+from selfcal.tagger.attention_bias import AttentionBias
 from selfcal.tagger.batching import JetBatch
+from selfcal.tagger.inputs import Normalisation, TaggerInputs
 from selfcal.tagger.network import Encoded, Encoder
+
+BIAS_WIDTH = 32
+"""Hidden numbers per pair of tracks in the network of the attention bias."""
 
 
 class TransformerLayer(nn.Module):
@@ -29,7 +34,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "jets tokens width"],
-        mask: Bool[Tensor, "jets 1 1 tokens"] | None,
+        mask: Bool[Tensor, "jets 1 1 tokens"] | Float[Tensor, "jets heads tokens tokens"] | None,
     ) -> Float[Tensor, "jets tokens width"]:
         jets, tokens, width = x.shape
         packed = self.query_key_value(self.attention_norm(x))
@@ -72,23 +77,29 @@ class AttentionPooling(nn.Module):
 class TransformerEncoder(Encoder):
     """Per-track MLP -> transformer layers -> attention pooling.
 
+    With ``config.attention_bias`` tracks attend to each other by their kinematics too, see
+    :mod:`selfcal.tagger.attention_bias`; only that needs ``normalisation``.
+
     The jet inputs are appended to those of every track, and also make one register
     token of their own, so that a jet without tracks is an ordinary jet.
     """
 
-    def __init__(self, track_inputs: int, jet_inputs: int, config: TaggerConfig) -> None:
+    def __init__(self, inputs: TaggerInputs, normalisation: Normalisation, config: TaggerConfig) -> None:
         super().__init__(config.width)
         width = config.width
         self.embed = nn.Sequential(
-            nn.Linear(track_inputs + jet_inputs, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(len(inputs.track) + len(inputs.jet), width), nn.GELU(), nn.Linear(width, width)
         )
-        self.register = nn.Linear(jet_inputs, width)
+        self.register = nn.Linear(len(inputs.jet), width)
         self.layers = nn.ModuleList(
             TransformerLayer(width, config.heads, config.feedforward_width, config.dropout)
             for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)
         self.pooling = AttentionPooling(width, config.heads)
+        self.bias = (
+            AttentionBias(inputs, normalisation, config.heads, BIAS_WIDTH) if config.attention_bias else None
+        )
 
     def forward(self, batch: JetBatch) -> Encoded:
         jets, tracks, _ = batch.tracks.shape
@@ -98,6 +109,9 @@ class TransformerEncoder(Encoder):
         # Without padding there is nothing to mask, and attention is faster.
         valid = None if bool(batch.valid.all()) else F.pad(batch.valid, (1, 0), value=True)
         mask = None if valid is None else valid[:, None, None]
+        if self.bias is not None:
+            bias = self.bias(batch.tracks, batch.valid)
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)

@@ -79,7 +79,7 @@ def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, Ten
     train = [jets.select(~taken) for jets, taken in zip(samples, chosen, strict=True)]
     validation = [jets.select(taken) for jets, taken in zip(samples, chosen, strict=True)]
     normalisation = Normalisation.measure([compute_features(jets, inputs) for jets in train])
-    model = build_tagger(config.tagger, inputs, config.seed)
+    model = build_tagger(config.tagger, inputs, normalisation, config.seed)
     bundle = TaggerBundle(config.tagger, inputs, normalisation, model)
     return bundle, join([bundle.tensors(j) for j in train]), join([bundle.tensors(j) for j in validation])
 

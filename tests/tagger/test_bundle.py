@@ -14,18 +14,28 @@ from selfcal.errors import DataError
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, load_bundle, save_bundle
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 
+VARIANTS = {
+    "transformer": {},
+    "attention_bias": {"attention_bias": True},
+    "deep_sets": {"kind": "deep_sets"},
+    "recurrent": {"kind": "recurrent", "layers": 2},
+}
 
-@pytest.fixture
-def saved(make_jets, tmp_path):
+
+@pytest.fixture(params=[{}], ids=["transformer"])
+def saved(make_jets, tmp_path, request):
     jets = make_jets(6, jets=50)
     inputs = common_inputs([jets])
-    config = TaggerConfig(width=16, layers=1, heads=2, feedforward_width=16, latent=8)
+    config = TaggerConfig(
+        **{"width": 16, "layers": 1, "heads": 2, "feedforward_width": 16, "latent": 8, **request.param}
+    )
     norm = Normalisation.measure([compute_features(jets, inputs)])
-    bundle = TaggerBundle(config, inputs, norm, build_tagger(config, inputs, seed=3).eval())
+    bundle = TaggerBundle(config, inputs, norm, build_tagger(config, inputs, norm, seed=3).eval())
     save_bundle(bundle, tmp_path)
     return bundle, jets, tmp_path
 
 
+@pytest.mark.parametrize("saved", VARIANTS.values(), ids=VARIANTS, indirect=True)
 def test_round_trip_is_bit_equal(saved):
     bundle, jets, folder = saved
     again = load_bundle(folder)

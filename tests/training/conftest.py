@@ -44,7 +44,7 @@ def setup(make_jets):
         train, validation = make_jets(6, jets=400, seed=1), make_jets(6, jets=200, seed=2)
         inputs = common_inputs([train])
         norm = Normalisation.measure([compute_features(train, inputs)])
-        bundle = TaggerBundle(SMALL, inputs, norm, build_tagger(SMALL, inputs, seed=3))
+        bundle = TaggerBundle(SMALL, inputs, norm, build_tagger(SMALL, inputs, norm, seed=3))
         config = TrainingConfig(epochs=3, batch_size=64, learning_rate=5e-3)
         return Setup(bundle, bundle.tensors(train), bundle.tensors(validation), config)
 

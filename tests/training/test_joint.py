@@ -68,7 +68,7 @@ def joint(make_jets):
         observed = replace(observed, tracks=observed.tracks * np.float32(1.3))
         inputs = common_inputs([simulated])
         norm = Normalisation.measure([compute_features(simulated, inputs)])
-        bundle = TaggerBundle(SMALL, inputs, norm, build_tagger(SMALL, inputs, seed=3))
+        bundle = TaggerBundle(SMALL, inputs, norm, build_tagger(SMALL, inputs, norm, seed=3))
         scores = {
             "simulation": {"all": of_region(bundle, simulated, labelled=True)},
             "data": {"all": of_region(bundle, observed, labelled=False)},

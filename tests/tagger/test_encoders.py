@@ -14,15 +14,33 @@ from selfcal.tagger.bundle import build_tagger
 from selfcal.tagger.inputs import TRACK_INPUTS, Normalisation, TaggerInputs, common_inputs, compute_features
 from selfcal.tagger.pairs import pair_matrix
 
+ALL_INPUTS = TaggerInputs(tuple(i.name for i in TRACK_INPUTS))
 COUNTS = [3, 0, 200, 8, 8, 1, 25]
 
 
-@pytest.fixture
-def model_and_jets(make_jets):
+def no_normalisation(inputs):
+    tracks, jets = len(inputs.track), len(inputs.jet)
+    return Normalisation(*(make(n, np.float32) for n in (tracks, jets) for make in (np.zeros, np.ones)))
+
+
+VARIANTS = {
+    "transformer": {},
+    "attention_bias": {"attention_bias": True},
+    "deep_sets": {"kind": "deep_sets"},
+    "recurrent": {"kind": "recurrent", "layers": 2},
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+def model_and_jets(make_jets, request):
+    """Every encoder must keep the same promises."""
     jets = make_jets(COUNTS)
     inputs = common_inputs([jets])
-    tensors = to_tensors(jets, inputs, Normalisation.measure([compute_features(jets, inputs)]))
-    return build_tagger(TaggerConfig(), inputs, seed=4).eval(), tensors
+    normalisation = Normalisation.measure([compute_features(jets, inputs)])
+    model = build_tagger(TaggerConfig(**request.param), inputs, normalisation, seed=4).eval()
+    if "attention_bias" in request.param:
+        torch.nn.init.normal_(model.encoder.bias.contract.weight, generator=torch.Generator().manual_seed(1))
+    return model, to_tensors(jets, inputs, normalisation)
 
 
 def _scores(model, batch):
@@ -34,8 +52,7 @@ def _scores(model, batch):
     ("size", "least", "most"), [("small", 0.08, 0.15), ("medium", 0.45, 0.65), ("gn2", 2.2, 2.5)]
 )
 def test_sizes_in_million_parameters(size, least, most):
-    inputs = TaggerInputs(tuple(i.name for i in TRACK_INPUTS))
-    model = build_tagger(TaggerConfig(size=size), inputs, seed=1)
+    model = build_tagger(TaggerConfig(size=size), ALL_INPUTS, no_normalisation(ALL_INPUTS), seed=1)
     assert least < sum(p.numel() for p in model.parameters()) / 1e6 < most
 
 
@@ -117,7 +134,7 @@ def test_the_gradient_of_a_jet_does_not_reach_its_neighbours(model_and_jets):
 
 
 def test_same_seed_same_weights():
-    inputs = TaggerInputs(("d0", "deta"))
-    a, b, c = (build_tagger(TaggerConfig(), inputs, seed=s) for s in (1, 1, 2))
+    norm = no_normalisation(ALL_INPUTS)
+    a, b, c = (build_tagger(TaggerConfig(), ALL_INPUTS, norm, seed=s) for s in (1, 1, 2))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
