@@ -36,6 +36,7 @@ def _is_card(path: Path) -> bool:
 
 
 def _validate_cards(paths: list[Path], options: Options) -> None:
+    from selfcal.data.reading import Wanted
     from selfcal.data.validation import render_report, validate_dataset
 
     cards: list[tuple[DataCard, Path]] = []
@@ -55,7 +56,9 @@ def _validate_cards(paths: list[Path], options: Options) -> None:
             )
             continue
         selection = DataConfig(cards=(str(path),))
-        reports.append(validate_dataset(card, card_files(card, path.parent), path.parent, selection))
+        wanted = Wanted(labels=card.role == "simulation", scores=card.scores is not None)
+        paths_of_card = card_files(card, path.parent)
+        reports.append(validate_dataset(card, paths_of_card, path.parent, selection, wanted).report)
     if options.as_json:
         print_json({"datasets": reports})
     elif not options.quiet:

@@ -123,10 +123,10 @@ def _input_facts(context: RunContext, card: DataCard) -> dict[str, Any]:
         count = card.generate.jets
         source = f"{count} jets to generate ({card.generate.process}, world {card.generate.world})"
         return facts | {"jets": count, "files": [], "source": source}
-    from selfcal.data.validation import count_jets
+    from selfcal.data.reading import count_jets
 
     paths = context.dataset_path(card)
-    count = sum(count_jets(path) for path in paths)
+    count = sum(count_jets(card, path) for path in paths)
     return facts | {
         "jets": count,
         "files": [str(path) for path in paths],

@@ -3,73 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
-from selfcal.data.folds import Fold, fold_of
-from selfcal.data.hdf5 import open_native, require_dataset
-from selfcal.data.hdf5_reader import read_jets
-from selfcal.data.jets import Jets
+from selfcal.data.guards import DatasetGuard, Finding, overlap_problems
+from selfcal.data.reading import Wanted, count_jets, read_dataset
+from selfcal.data.units import units_of
 from selfcal.errors import DataError
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
 from selfcal.run.stages import file_sha256
 
-PT_GEV_RANGE = (1.0, 10_000.0)
-"""A jet outside is a sign of wrong units: files hold MeV."""
 
+@dataclass(frozen=True)
+class Checked:
+    """A dataset that has been looked at: what it is, for the report, and its guard."""
 
-def count_jets(path: Path) -> int:
-    """Number of jets in a file, without reading them."""
-    with open_native(path) as file:
-        return int(require_dataset(file, "jets", path).shape[0])
+    report: dict[str, Any]
+    guard: DatasetGuard
 
 
 def validate_dataset(
-    card: DataCard, paths: Sequence[Path], root: Path, selection: DataConfig
-) -> dict[str, Any]:
-    """Check one dataset and describe it.
-
-    Returns
-    -------
-    Plain values: files, track fields, number of jets and of selected jets, jets per fold and per flavour.
+    card: DataCard, paths: Sequence[Path], root: Path, selection: DataConfig, wanted: Wanted
+) -> Checked:
+    """Check one dataset and describe it in plain values, without holding more than a chunk of it.
 
     Raises
     ------
     DataError
-        Listing everything that is wrong with the dataset.
+        Listing everything that is wrong with the dataset and not accepted by its card.
     """
     problems = _checksum_problems(card, paths, root)
-    parts: list[Jets] = []
+    guard = DatasetGuard(card, selection)
     files: list[dict[str, Any]] = []
+    fields: dict[tuple[str, ...], Path] = {}
     for path in paths:
         try:
-            files.append({"name": path.name, "jets": count_jets(path), "sha256": file_sha256(path)})
-            parts.append(read_jets(path, card.name, with_tracks=True, with_labels=card.role == "simulation"))
+            files.append({"name": path.name, "jets": count_jets(card, path), "sha256": file_sha256(path)})
+            for jets in read_dataset(card, [path], wanted):
+                guard.add(jets)
+                fields.setdefault(jets.track_fields, path)
         except DataError as error:
             problems.append(str(error))
+    if len(fields) > 1:
+        problems.append(f"{card.name}: its files hold different track fields: {_differing(list(fields))}")
+    accepted = []
     if not problems:
-        for path, jets in zip(paths, parts, strict=True):
-            problems += [f"{path}: {problem}" for problem in content_problems(jets)]
-        problems += [f"{card.name}: {problem}" for problem in duplicate_problems(parts)]
-        if len({jets.track_fields for jets in parts}) > 1:
-            problems.append(f"{card.name}: its files hold different track fields")
+        for finding in guard.findings():
+            if finding.guard in card.accept:
+                accepted.append(
+                    {"guard": finding.guard, "found": finding.text, "reason": card.accept[finding.guard]}
+                )
+            else:
+                problems.append(finding.text + _how_to_accept(finding))
     if problems:
         raise _joined(card.name, problems)
+    return Checked(_report(card, guard, files, list(fields), accepted), guard)
+
+
+def _how_to_accept(finding: Finding) -> str:
+    if finding.guard is None:
+        return ""
+    return f"; if the data are right, say 'accept: {{{finding.guard}: <reason>}}' in the data card"
+
+
+def _differing(fields: Sequence[tuple[str, ...]]) -> str:
+    return ", ".join(sorted(set().union(*fields) - set(fields[0]).intersection(*fields)))
+
+
+def _report(
+    card: DataCard,
+    guard: DatasetGuard,
+    files: list[dict[str, Any]],
+    fields: list[tuple[str, ...]],
+    accepted: list[dict[str, Any]],
+) -> dict[str, Any]:
     return {
         "name": card.name,
         "role": card.role,
         "region": card.region,
         "use": card.use,
+        "format": card.format,
         "checked_files": True,
         "files": files,
-        "track_fields": list(parts[0].track_fields),
-        **_summary(card, parts, selection),
+        "track_fields": list(fields[0]) if fields else [],
+        "units": units_of(card).model_dump(mode="json"),
+        "conventions": card.conventions.model_dump(mode="json"),
+        "scores": card.scores.model_dump(mode="json") if card.scores else None,
+        "accepted": accepted,
+        "jets": guard.jets,
+        "tracks": guard.tracks,
+        "selected": guard.selected,
+        "folds": guard.folds,
+        "flavours": guard.flavours if card.role == "simulation" else None,
+        "missing_scores": guard.missing_scores,
+        "without_tracks": guard.without_tracks,
+        "negative_weights": guard.negative_weights,
+        "effective_size": guard.effective_size,
+        "quantiles": {name: guard.quantiles(name) for name in ("pt_gev", "d0", "d0_sigma", "dphi")},
     }
 
 
@@ -95,66 +130,6 @@ def _checksum_problems(card: DataCard, paths: Sequence[Path], root: Path) -> lis
     return problems
 
 
-def content_problems(jets: Jets) -> list[str]:
-    """What is wrong with values that :func:`read_jets` lets pass: none at all, implausible momenta."""
-    if not len(jets):
-        return ["no jets"]
-    low, high = PT_GEV_RANGE
-    outside = (jets.pt_gev < low) | (jets.pt_gev > high)
-    if not outside.any():
-        return []
-    first = int(outside.argmax())
-    return [
-        (f"{int(outside.sum())} jets with pT outside [{low:g}, {high:g}] GeV (first: jet {first}, "
-        f"{jets.pt_gev[first]:g} GeV); 'pt_btagJes' is expected in MeV")
-    ]
-
-
-def duplicate_problems(parts: Sequence[Jets]) -> list[str]:
-    """Jets of one dataset that share (run, event, jet index), over all its files."""
-    keys = np.column_stack(
-        [
-            np.concatenate([getattr(jets, name).astype(np.int64) for jets in parts])
-            for name in ("run", "event", "jet_index")
-        ]
-    )
-    distinct, counts = np.unique(keys, axis=0, return_counts=True)
-    repeated = counts > 1
-    if not repeated.any():
-        return []
-    run, event, index = (int(value) for value in distinct[repeated.argmax()])
-    return [
-        (f"{int((counts[repeated] - 1).sum())} duplicate jets "
-        f"(first: run {run}, event {event}, jet index {index})")
-    ]
-
-
-def _summary(card: DataCard, parts: Sequence[Jets], selection: DataConfig) -> dict[str, Any]:
-    folds = {fold.name.lower(): 0 for fold in Fold}
-    flavours = dict.fromkeys(FLAVOURS, 0)
-    n_jets = n_tracks = 0
-    for jets in parts:
-        n_jets += len(jets)
-        n_tracks += int(jets.track_offsets[-1])
-        kept = (
-            (jets.pt_gev >= selection.pt_gev_min)
-            & (jets.pt_gev < selection.pt_gev_max)
-            & (jets.abs_eta < selection.abs_eta_max)
-        )
-        fold = fold_of(jets, selection.folds_for(card.role))[kept]
-        for member in Fold:
-            folds[member.name.lower()] += int((fold == member).sum())
-        for index, name in enumerate(FLAVOURS):
-            flavours[name] += int((jets.flavour[kept] == index).sum())
-    return {
-        "jets": n_jets,
-        "tracks": n_tracks,
-        "selected": sum(folds.values()),
-        "folds": folds,
-        "flavours": flavours if card.role == "simulation" else None,
-    }
-
-
 def run_validate(context: RunContext) -> list[Path]:
     """The ``validate`` stage: every dataset of the run; writes ``results/validation.json``.
 
@@ -163,18 +138,23 @@ def run_validate(context: RunContext) -> list[Path]:
     DataError
         Listing what is wrong with which dataset; then nothing is written.
     """
-    reports: list[dict[str, Any]] = []
+    checked: list[Checked] = []
     problems: list[str] = []
+    given = context.config.tagger.kind == "scores"
     tracker = context.progress("datasets checked", len(context.cards))
     for index, card in enumerate(context.cards):
         root = context.data_root or context.card_folders.get(card.name, Path())
+        wanted = Wanted(tracks=not given, labels=card.role == "simulation", scores=given)
         try:
-            reports.append(validate_dataset(card, context.dataset_path(card), root, context.config.data))
-            problems += _too_small(card, reports[-1])
+            paths = context.dataset_path(card)
+            checked.append(validate_dataset(card, paths, root, context.config.data, wanted))
+            problems += _too_small(card, checked[-1].report)
         except DataError as error:
             problems.append(str(error))
         tracker.update(index + 1)
+    reports = [one.report for one in checked]
     problems += _field_differences(reports)
+    problems += overlap_problems([one.guard for one in checked])
     if problems:
         raise DataError("the datasets are not fit for use\n" + "\n".join(problems))
     output = context.directory.results / "validation.json"

@@ -60,12 +60,12 @@ def test_counts_of_a_good_dataset(selfcal, project):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pt_gev": lambda pt: pt / 1000}, "'pt_btagJes' is expected in MeV"),
-        ({"pt_gev": replaced(17, 3e4)}, "1 jets with pT outside [1, 10000] GeV (first: jet 17, 30000 GeV)"),
+        ({"pt_gev": lambda pt: pt / 1000}, "The file is probably in GeV: say 'units: {momentum: GeV}'"),
+        ({"pt_gev": replaced(17, 3e4)}, "1 jets with more pT than 7000 GeV"),
         ({"pt_gev": replaced(slice(2, 5), np.nan)}, "pt_btagJes (3)"),
         (
             {"event": replaced(5, 0), "jet_index": replaced(5, 0)},
-            "1 duplicate jets (first: run 0, event 0, jet index 0)",
+            "1 duplicate jets by (run, event, jet index), as jets 0 and 5 of the dataset",
         ),
         ({"event": lambda event: event * 0}, "no selected jet in the"),
     ],
