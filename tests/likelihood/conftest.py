@@ -57,6 +57,7 @@ class Settings:
     pt_shape: float = 0.10
     replicas: int = 10
     asimov: bool = False
+    data_factor: float = 1.0
 
 
 def draw_world(seed: int, settings: Settings) -> World:
@@ -81,7 +82,7 @@ def draw_world(seed: int, settings: Settings) -> World:
         truth = truth * np.exp(noise)
         truth /= truth.sum(axis=2, keepdims=True)
     variants = [moved(1.0) / calibrated for _ in range(settings.replicas)]
-    jets = DATA_JETS[:, None] * FRACTIONS
+    jets = settings.data_factor * DATA_JETS[:, None] * FRACTIONS
     spread = 0.0 if settings.asimov else settings.pt_shape
     spectrum = SPECTRUM * np.exp(rng.normal(0, spread, (4, 4, 3)))
     spectrum /= spectrum.sum(axis=2, keepdims=True)
@@ -125,6 +126,23 @@ def random_world() -> World:
     return draw_world(11, Settings())
 
 
+def first_pt_bin(templates: Templates) -> Templates:
+    """The same templates with one pT bin only."""
+    fields = ("data", "nominal", "nominal_variance", "calibrated", "calibrated_variance", "replicas")
+    sliced = {name: getattr(templates, name)[..., :1, :] for name in fields}
+    return replace(templates, binning=replace(templates.binning, pt_gev_edges=(20.0, 40.0)), **sliced)
+
+
+@pytest.fixture(scope="session")
+def small_world() -> World:
+    """One draw of everything in one pT bin, with ten times the usual data and simulation."""
+    world = draw_world(11, Settings(simulation_size=2.0, data_factor=10.0))
+    truth = {"nominal_efficiency", "true_efficiency"}
+    return World(
+        first_pt_bin(world.templates), **{name: getattr(world, name)[:, :1] for name in sorted(truth)}
+    )
+
+
 def b_jets_only(data: NDArray[np.float64], shape: NDArray[np.float64], size: float = 1e9) -> Templates:
     """One region of b jets only, in one pT bin, with a practically unlimited simulation."""
     content = np.zeros((1, 4, 1, 5))
@@ -145,13 +163,19 @@ def b_jets_only(data: NDArray[np.float64], shape: NDArray[np.float64], size: flo
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def one_pt_bin():
+    """``first_pt_bin`` above."""
+    return first_pt_bin
+
+
+@pytest.fixture(scope="session")
 def make_world():
     """``make_world(seed, **settings)``."""
     return lambda seed, **settings: draw_world(seed, Settings(**settings))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def one_flavour():
     """The function above."""
     return b_jets_only

@@ -64,16 +64,9 @@ def test_groups_sum_in_quadrature_to_the_total_with_all_correlations(content) ->
     np.testing.assert_allclose(total, covariance["matrix"], rtol=1e-9, atol=1e-15)
 
 
-def first_pt_bin(templates):
-    """The same templates with one pT bin only."""
-    fields = ("data", "nominal", "nominal_variance", "calibrated", "calibrated_variance", "replicas")
-    sliced = {name: getattr(templates, name)[..., :1, :] for name in fields}
-    return replace(templates, binning=replace(templates.binning, pt_gev_edges=(20.0, 40.0)), **sliced)
-
-
-def test_the_statistical_part_is_the_response_of_the_estimate_to_the_data(asimov_world) -> None:
+def test_the_statistical_part_is_the_response_of_the_estimate_to_the_data(asimov_world, one_pt_bin) -> None:
     """Against refits with one bin moved at a time, variances of the Poisson counts added up."""
-    templates = first_pt_bin(asimov_world.templates)
+    templates = one_pt_bin(asimov_world.templates)
     measured = measure(templates, FitConfig(free_flavours=("b",)))
     model, start = measured.model, torch.from_numpy(measured.result.best_fit)
     variance = np.zeros(len(measured.factors.measured))
