@@ -233,6 +233,11 @@ class FitConfig(Configured):
     ``extrapolation_fraction`` of the calibration's shift is the uncertainty of carrying it from
     the reference region of a flavour to another region. ``fix_reference_yield`` fixes the yield
     of the channels where a free flavour is measured; with a free yield the fit is degenerate.
+
+    Runs on real data are blinded until ``unblind`` is true: their results are those expected from simulation
+    (Asimov data), and every file of the fit says so. Pseudo-data, whose truth is known, are not blinded.
+    ``impacts_listed`` nuisance parameters are ranked for each scale factor in ``impacts.json``; the impacts
+    of the ``impacts_refitted`` strongest ones are confirmed by two fits each.
     """
 
     working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
@@ -252,6 +257,9 @@ class FitConfig(Configured):
     extrapolation_fraction: Annotated[float, Field(ge=0)] = 0.5
     split_map_model_by_pt: bool = False
     fix_reference_yield: bool = True
+    unblind: bool = False
+    impacts_listed: PositiveInt = 10
+    impacts_refitted: Annotated[int, Field(ge=0)] = 5
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -139,7 +139,9 @@ def eigenvariations(factors: ScaleFactors) -> dict[str, dict[str, Any]]:
     return result
 
 
-def as_json(factors: ScaleFactors, layout: Layout, config: FitConfig, tagger: str) -> dict[str, Any]:
+def as_json(
+    factors: ScaleFactors, layout: Layout, config: FitConfig, tagger: str, blinded: bool = False
+) -> dict[str, Any]:
     """The content of ``scale_factors.json``; rows without measurement have null values."""
     binning = layout.binning
     place = {int(row): i for i, row in enumerate(factors.measured)}
@@ -171,6 +173,7 @@ def as_json(factors: ScaleFactors, layout: Layout, config: FitConfig, tagger: st
     return {
         "schema_version": 1,
         "tagger": tagger,
+        "blinded": blinded,
         "flavours": list(layout.flavours),
         "pt_gev_edges": list(binning.pt_gev_edges),
         "abs_eta_edges": list(config.abs_eta_edges),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from selfcal.config.run import FitConfig
+from selfcal.likelihood.asimov import blinded_templates
 from selfcal.likelihood.build import build_templates, measure_fold, write_discriminants
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
@@ -19,6 +20,7 @@ from selfcal.likelihood.identifiability import (
     prior_dominated,
     require_identifiable,
 )
+from selfcal.likelihood.impacts import impacts, impacts_json, refitted_impacts, strongest
 from selfcal.likelihood.layout import Layout, make_layout
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
@@ -27,6 +29,8 @@ from selfcal.likelihood.workspace import build_workspace
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
 from selfcal.transport.calibration import load_calibration
+
+DISCRIMINANTS = "discriminants.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,13 @@ class Measurement:
     verdict: Identifiability
     result: FitResult
     factors: ScaleFactors
+    blinded: bool = False
 
 
-def measure(templates: Templates, config: FitConfig, seed: int = 1) -> Measurement:
+def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bool = False) -> Measurement:
     """Build the likelihood, refuse it if it is degenerate, fit it and derive the scale factors.
+
+    ``blind``: of templates and data from which everything that data say of the discriminant was taken out.
 
     Raises
     ------
@@ -51,33 +58,35 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1) -> Measureme
     DataError
         If the templates cannot be used.
     """
+    templates = blinded_templates(templates, config) if blind else templates
     layout = make_layout(templates, config)
     workspace = build_workspace(templates, layout, config)
     model = HistFactory(workspace)
     verdict = identifiability(model, layout.binning)
     require_identifiable(verdict)
     result = fit(model, seed=seed)
-    return Measurement(
-        layout, workspace, model, verdict, result, scale_factors(templates, layout, model, result)
-    )
+    factors = scale_factors(templates, layout, model, result)
+    return Measurement(layout, workspace, model, verdict, result, factors, blind)
 
 
-def run_fit(context: RunContext) -> list[Path]:
-    """Write ``workspace.json``, ``fit.json``, ``scale_factors.json`` and ``discriminants.safetensors``.
+def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
+    """Write ``workspace.json``, ``fit.json``, ``scale_factors.json``, ``impacts.json`` and discriminants.
 
-    Nothing is written if the fit is refused or does not converge, or if pyhf disagrees.
+    Nothing is written if the fit is refused or does not converge, or if pyhf disagrees. A blinded run
+    shows no discriminants: ``discriminants.safetensors`` of an earlier fit is removed.
     """
     torch.set_num_threads(1)
     config, results = context.config, context.directory.results
     calibration = load_calibration(results / "map")
     fold = measure_fold(context, calibration.regions)
-    measured = measure(build_templates(fold, calibration), config.fit, config.seed)
+    measured = measure(build_templates(fold, calibration), config.fit, config.seed, blind=blind)
     confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
-    factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name)
+    factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name, blind)
     contents = {
         "workspace.json": measured.workspace,
         "fit.json": fit_json(measured, confirmation),
         "scale_factors.json": factors,
+        "impacts.json": impact_table(measured, config.fit),
     }
     for name, content in contents.items():
         write_json(results / name, content)
@@ -86,7 +95,11 @@ def run_fit(context: RunContext) -> list[Path]:
         f"fit: {len(measured.model.observed)} bins, {len(measured.model.parameters)} parameters, "
         f"goodness of fit p = {goodness['p_value']:.2f}, {len(measured.factors.measured)} scale factors"
     )
-    histograms = write_discriminants(fold, calibration, results / "discriminants.safetensors")
+    if blind:
+        context.say("blinded: expected results of simulation; 'fit.unblind: true' shows those of data")
+        (results / DISCRIMINANTS).unlink(missing_ok=True)
+        return [results / name for name in contents]
+    histograms = write_discriminants(fold, calibration, results / DISCRIMINANTS)
     return [*(results / name for name in contents), histograms]
 
 
@@ -95,6 +108,7 @@ def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, A
     model, result = measured.model, measured.result
     return {
         "schema_version": 1,
+        "blinded": measured.blinded,
         "parameters": [
             {"name": p.name, "value": float(value), "uncertainty": float(sigma), "constrained": bool(p.width)}
             for p, value, sigma in zip(model.parameters, result.best_fit, result.uncertainty, strict=True)
@@ -110,6 +124,15 @@ def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, A
         "pulls": pulls(model, result),
         "channels": postfit_yields(measured),
     }
+
+
+def impact_table(measured: Measurement, config: FitConfig) -> dict[str, Any]:
+    """The content of ``impacts.json``."""
+    model, result, factors = measured.model, measured.result, measured.factors
+    found = impacts(model, result, factors)
+    chosen = strongest(found, factors, config.impacts_refitted)
+    refitted = refitted_impacts(model, result, factors, chosen)
+    return impacts_json(found, refitted, factors, config.impacts_listed)
 
 
 def pulls(model: HistFactory, result: FitResult) -> list[dict[str, Any]]:

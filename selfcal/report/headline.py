@@ -132,6 +132,11 @@ def _warnings(scale_factors: ScaleFactors) -> list[str]:
         "unmeasured": "unmeasured: no region determines them, and no number is given",
     }
     sentences = []
+    if scale_factors.blinded:
+        sentences.append(
+            "Blinded: all values are those expected when data are the simulation, with the uncertainty to be "
+            "expected; fit.unblind: true shows the results of the data."
+        )
     for status, meaning in texts.items():
         rows = [row for row in scale_factors.rows if row.status == status]
         if rows:

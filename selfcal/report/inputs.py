@@ -35,7 +35,7 @@ WRITTEN_BY: dict[str, str] = {
     FIT: "'selfcal fit' writes",
     COMPOSITION: "'selfcal fit' writes",
     TAGGER_METRICS: "'selfcal train' writes",
-    DISCRIMINANTS: "'selfcal fit' writes",
+    DISCRIMINANTS: "'selfcal fit' writes unless the run is blinded",
     ROC_BEFORE_AFTER: "'selfcal calibrate' writes when the joint stage is enabled",
     ROC: "'selfcal train' writes",
     JOINT: "'selfcal calibrate' writes when the joint stage is enabled",
@@ -85,6 +85,7 @@ class ScaleFactorRow(Content):
 
 class ScaleFactors(Content):
     tagger: str
+    blinded: bool = False
     flavours: list[str]
     working_points: list[float]
     rows: list[ScaleFactorRow]

@@ -81,6 +81,11 @@ class PassingShares:
         return np.outer(ratio, ratio) * relative
 
 
+def has_closure(context: RunContext) -> bool:
+    """Whether all data of the control regions are pseudo-data with known truth."""
+    return all(has_truth(context, card) for card in context.cards_for("data", "control"))
+
+
 def run_closure(context: RunContext) -> list[Path]:
     """Write or complete the closure files; returns those that exist afterwards."""
     results = context.directory.results

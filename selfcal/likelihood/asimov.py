@@ -1,0 +1,62 @@
+"""Expected results: Asimov data, and templates in which nothing of the data is left.
+
+A blinded measurement is the one that is made when data are the simulation: the calibrated template of each
+flavour is put back to the nominal one, the relative spread of the bootstrap maps and of other map models
+around it is kept, and the data are replaced by the expectation. Every scale factor is then one, with the
+uncertainty to be expected. What data still decide: the number of jets of each region, which channels have
+any, and the fitted composition. The uncertainty of carrying the calibration's shift from one region to
+another scales with that shift and is therefore zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfcal.config.run import FitConfig
+from selfcal.likelihood.fit import FitResult, fit
+from selfcal.likelihood.histfactory import HistFactory
+from selfcal.likelihood.layout import make_layout
+from selfcal.likelihood.templates import Templates
+
+
+def asimov_fit(model: HistFactory, theta: Float[Tensor, " D"] | None = None) -> FitResult:
+    """The fit to the expectation at ``theta`` (default: the start values), constraints centred there.
+
+    Raises
+    ------
+    FitError
+        If it does not converge.
+    """
+    theta = model.start if theta is None else theta
+    return fit(model.with_centre(theta), model.expected(theta), start=theta)
+
+
+def blinded_templates(templates: Templates, config: FitConfig) -> Templates:
+    """Templates and data that know nothing of the discriminant in data; see above.
+
+    Raises
+    ------
+    DataError, ConfigError
+        As :func:`selfcal.likelihood.layout.make_layout`.
+    """
+    mean = templates.replicas.mean(axis=0)
+    nominal, calibrated = templates.nominal, templates.calibrated
+
+    def carried(varied: NDArray[np.float64], around: NDArray[np.float64]) -> NDArray[np.float64]:
+        ratio = np.divide(varied, around, out=np.ones_like(varied), where=around > 0)
+        return np.asarray(nominal * ratio)
+
+    hidden = replace(
+        templates,
+        calibrated=nominal,
+        calibrated_variance=templates.nominal_variance,
+        replicas=np.stack([carried(replica, mean) for replica in templates.replicas]),
+        variations={name: carried(varied, calibrated) for name, varied in templates.variations.items()},
+    )
+    layout = make_layout(hidden, config)
+    return replace(hidden, data=np.einsum("rf,rfpk->rpk", layout.yields, layout.shape))
