@@ -1,106 +1,81 @@
 """A HistFactory likelihood in PyTorch, compiled from a pyhf workspace.
 
-Only cells (channel, sample, bin) that hold something are kept. With the free factors θ, the
-constrained α and the observed counts n,
+With the factors θ, the nuisance parameters α, the factors γ of single bins and the observed counts n,
 
-    rate_i = (nominal_i + Σ_j Δ_ij(α_j)) · Π_j κ_ij(α_j) · Π_j θ_ij        (cell i)
+    rate_i = (nominal_i + Σ_j Δ_ij(α_j)) · Π_j κ_ij(α_j) · Π_j θ_ij        (cell i: one sample in one bin)
     ν_b = Σ_{i in b} rate_i
-    −ln L = Σ_b [ν_b − n_b ln ν_b + ln Γ(n_b + 1)] + Σ_j [(α_j − a_j)² / 2σ_j² + ln σ_j √(2π)]
+    −ln L = Σ_b [ν_b − n_b ln ν_b + ln Γ(n_b + 1)]
+            + Σ_normal [(α_j − a_j)² / 2σ_j² + ln σ_j √(2π)]
+            + Σ_Poisson [τ_j γ_j − a_j ln τ_j γ_j + ln Γ(a_j + 1)]
 
-Interpolation as pyhf 0.7 does by default: histosys code 4p, normsys code 4.
+Modifiers: normfactor, normsys (interpolation code 4 or 1), histosys (code 4p or 0), shapesys, shapefactor,
+staterror (Barlow–Beeston lite) and lumi, as pyhf 0.7. All methods take batches (toys, parameter points) in
+leading dimensions and can be differentiated.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from selfcal.errors import FitError
+from selfcal.likelihood.compiler import Cell, Compiled, Parameter, find_measurement
+from selfcal.likelihood.interpolation import HistosysCode, NormsysCode, Scales, shift_weights
 
-_CONSTRAINED_BOUNDS = (-5.0, 5.0)
-_GAMMA_BOUNDS = (1e-10, 10.0)
-_FACTOR_BOUNDS = (0.0, 10.0)
-
-_POWERS = np.arange(1, 7)
-_ENDS = np.array(
-    [
-        _POWERS**0,
-        (-1.0) ** _POWERS,
-        _POWERS,
-        _POWERS * (-1.0) ** (_POWERS - 1),
-        _POWERS * (_POWERS - 1),
-        _POWERS * (_POWERS - 1) * (-1.0) ** _POWERS,
-    ],
-    dtype=np.float64,
-)
-"""Value, slope and curvature of Σ c_i α^i at α = ±1."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One scalar parameter; ``centre`` and ``width`` of its Gaussian constraint, or None where it is free."""
-
-    name: str
-    start: float
-    lower: float
-    upper: float
-    fixed: bool
-    centre: float | None
-    width: float | None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one sample puts into one bin of one channel."""
-
-    channel: str
-    sample: str
-    bin: int
+__all__ = ["Cell", "HistFactory", "Parameter"]
 
 
 class HistFactory:
-    """The compiled likelihood.
+    """The compiled likelihood of one measurement of a workspace (default: the first).
 
     Attributes
     ----------
-    parameters : the D parameters; entry i of a shapefactor or staterror is named ``name[i]``
-    cells : the cells in the order of :meth:`rates`
+    parameters : the D parameters; entry i of a modifier with one factor per bin is named ``name[i]``
+    cells : the C cells in the order of :meth:`rates`
     channels : channel name -> slice of its bins in :meth:`expected`
     observed : (B,) the counts of the workspace
+    measurement : name of the measurement
+    constrained, fixed : (D,) which parameters have a constraint, or do not move
+    poisson : (D,) which constraints are Poisson
+    centre, width : (D,) of the constraints as in :class:`Parameter`; 0 and 1 where there is none
+    start, lower, upper : (D,)
+
+    Raises
+    ------
+    FitError
+        If the workspace is inconsistent, naming channel, sample and modifier.
     """
 
-    def __init__(self, workspace: Mapping[str, Any]) -> None:
-        compiler = _Compiler(workspace)
-        self.parameters: tuple[Parameter, ...] = tuple(compiler.parameters.values())
-        self.cells: tuple[Cell, ...] = tuple(compiler.cells)
-        self.channels = compiler.channels
-        self.observed = torch.tensor(compiler.observed, dtype=torch.float64)
+    def __init__(
+        self,
+        workspace: Mapping[str, Any],
+        measurement: str | None = None,
+        *,
+        normsys_code: NormsysCode = "code4",
+        histosys_code: HistosysCode = "code4p",
+    ) -> None:
+        compiled = Compiled(workspace, measurement)
+        self.measurement = str(find_measurement(workspace, measurement)["name"])
+        self.parameters: tuple[Parameter, ...] = tuple(compiled.parameters.values())
+        self.cells: tuple[Cell, ...] = tuple(compiled.cells)
+        self.channels = compiled.channels
+        self.observed = _vector(compiled.observed)
         self.index = {parameter.name: i for i, parameter in enumerate(self.parameters)}
         self.cell_index = {cell: i for i, cell in enumerate(self.cells)}
-        self._nominal = torch.tensor(compiler.nominal, dtype=torch.float64)
-        self._bin = torch.tensor(compiler.bin_of_cell, dtype=torch.long)
-        self._factors = _padded(compiler.factors, len(self.parameters))
-        self._shift_cell, self._shift_parameter, shifts = _columns(compiler.shifts)
-        self._up, self._down = shifts[:, 0], shifts[:, 1]
-        self._scale_cell, self._scale_parameter, scales = _columns(compiler.scales)
-        self._log_high, self._log_low = scales[:, 0].log(), scales[:, 1].log()
-        self._polynomial = _code4_coefficients(scales[:, 0], scales[:, 1])
-        constrained = [p.width is not None for p in self.parameters]
-        self.constrained = torch.tensor(constrained, dtype=torch.bool)
+        self.constrained = torch.tensor([p.width is not None for p in self.parameters], dtype=torch.bool)
+        self.poisson = torch.tensor([p.constraint == "poisson" for p in self.parameters], dtype=torch.bool)
         self.fixed = torch.tensor([p.fixed for p in self.parameters], dtype=torch.bool)
         self.centre = _vector(0.0 if p.centre is None else p.centre for p in self.parameters)
         self.width = _vector(1.0 if p.width is None else p.width for p in self.parameters)
         self.start = _vector(p.start for p in self.parameters)
         self.lower = _vector(p.lower for p in self.parameters)
         self.upper = _vector(p.upper for p in self.parameters)
+        self.terms = CellTerms(compiled, normsys_code, histosys_code)
 
     def with_centre(self, centre: Float[Tensor, " D"]) -> HistFactory:
         """The same model with other auxiliary measurements, as a toy experiment has them."""
@@ -108,206 +83,151 @@ class HistFactory:
         model.centre = torch.where(self.constrained, centre, self.centre)
         return model
 
-    def rates(self, theta: Float[Tensor, " D"]) -> Float[Tensor, " C"]:
+    def rates(self, theta: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch C"]:
         """Expected count of every cell."""
-        base = self._nominal
-        if len(self._shift_cell):
-            alpha = theta[self._shift_parameter]
-            base = base.index_add(0, self._shift_cell, _code4p(alpha, self._up, self._down))
-        logarithm = torch.zeros_like(base)
-        if len(self._scale_cell):
-            alpha = theta[self._scale_parameter]
-            logarithm = logarithm.index_add(
-                0, self._scale_cell, _log_code4(alpha, self._log_high, self._log_low, self._polynomial)
-            )
-        rate = base * torch.exp(logarithm)
-        extended = torch.cat([theta, torch.ones(1, dtype=theta.dtype)])
-        for column in self._factors.unbind(1):
-            rate = rate * extended[column]
+        return self.terms.rates(theta)[..., self.terms.place]
+
+    def expected(self, theta: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch B"]:
+        """Expected count of every bin."""
+        return self.terms.per_bin(self.terms.rates(theta))
+
+    def deviance(
+        self,
+        theta: Float[Tensor, "*batch D"],
+        counts: Float[Tensor, "*#batch B"],
+        centre: Float[Tensor, "*#batch D"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """Twice the NLL above the saturated model, 2 Σ_b [ν − n + n ln(n/ν)] + constraints.
+
+        A normal constraint adds ((α − a)/σ)², a Poisson one 2 [τγ − a + a ln(a/τγ)]. ``centre``: the
+        auxiliary measurements, if they differ from the model's.
+        """
+        main = _poisson_deviance(self.expected(theta), counts).sum(-1)
+        return main + self.penalty(theta, centre).sum(-1)
+
+    def penalty(
+        self, theta: Float[Tensor, "*batch D"], centre: Float[Tensor, "*#batch D"] | None = None
+    ) -> Float[Tensor, "*batch D"]:
+        """The term of each constraint in :meth:`deviance`."""
+        centre = self.centre if centre is None else centre
+        normal = ((theta - centre) / self.width) ** 2
+        if not self.poisson.any():
+            return torch.where(self.constrained, normal, 0.0)
+        tau = self.width**-2
+        rate, count = (torch.where(self.poisson, x * tau, 1.0) for x in (theta, centre))
+        poisson = _poisson_deviance(rate, count)
+        return torch.where(self.poisson, poisson, torch.where(self.constrained, normal, 0.0))
+
+    def twice_nll(
+        self,
+        theta: Float[Tensor, "*batch D"],
+        counts: Float[Tensor, "*#batch B"],
+        centre: Float[Tensor, "*#batch D"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """−2 ln L with all constants, as ``-2 * pyhf.Model.logpdf``."""
+        centre = self.centre if centre is None else centre
+        normal = (torch.log(self.width) + 0.5 * math.log(2 * math.pi))[self.constrained & ~self.poisson]
+        auxiliary = (centre * self.width**-2)[..., self.poisson]
+        constants = _saturated(counts) + _saturated(auxiliary) + normal.sum()
+        return self.deviance(theta, counts, centre) + 2 * constants
+
+
+def _poisson_deviance(expected: Tensor, counts: Tensor) -> Tensor:
+    """2 [ν − n + n ln(n/ν)], which is 2ν where n = 0."""
+    ratio = torch.where(counts > 0, expected / torch.where(counts > 0, counts, 1.0), 1.0)
+    return 2 * (expected - counts - counts * torch.log(ratio))
+
+
+def _saturated(counts: Tensor) -> Tensor:
+    """−ln Pois(n|n), summed."""
+    return (counts - torch.xlogy(counts, counts) + torch.lgamma(counts + 1)).sum(-1)
+
+
+class CellTerms:
+    """The rates of the cells, laid out as B bins × S slots so that sums over a bin are sums over an axis.
+
+    Empty slots have zero rate. What acts on a cell is held in dense tables, P = B·S:
+
+    nominal (P,); up, down (P, H): shifts of the H histosys parameters ``shift_parameter`` (H,);
+    scale (P, N): which pair of ``scales`` each of the N normsys parameters ``scale_parameter`` (N,) has,
+    0 for none; factor (P, L): parameters that multiply, D for none; ``place`` (C,): position of each cell.
+    """
+
+    def __init__(self, compiled: Compiled, normsys_code: NormsysCode, histosys_code: HistosysCode) -> None:
+        n_bins, n_parameters = len(compiled.observed), len(compiled.parameters)
+        slots, place = [0] * n_bins, []
+        for b in compiled.bin_of_cell:
+            place.append((b, slots[b]))
+            slots[b] += 1
+        self.n_bins, self.n_slots, self.n_parameters = n_bins, max(slots, default=0), n_parameters
+        positions = [b * self.n_slots + s for b, s in place]
+        size = n_bins * self.n_slots
+        self.place: Int64[Tensor, " C"] = torch.tensor(positions, dtype=torch.long)
+        self.nominal = torch.zeros(size, dtype=torch.float64)
+        self.nominal[self.place] = _vector(compiled.nominal)
+        longest = max((len(row) for row in compiled.factors), default=0)
+        self.factor = torch.full((size, longest), n_parameters, dtype=torch.long)
+        for position, row in zip(positions, compiled.factors, strict=True):
+            self.factor[position, : len(row)] = torch.tensor(row, dtype=torch.long)
+        self._lay_out_shifts(compiled, positions, histosys_code)
+        self._lay_out_scales(compiled, positions, normsys_code)
+
+    def _lay_out_shifts(self, compiled: Compiled, positions: list[int], code: HistosysCode) -> None:
+        acting = sorted({j for row in compiled.shifts for j, pair in row.items() if any(pair)})
+        column = {j: h for h, j in enumerate(acting)}
+        self.histosys_code = code
+        self.shift_parameter = torch.tensor(acting, dtype=torch.long)
+        self.up = torch.zeros(len(self.nominal), len(acting), dtype=torch.float64)
+        self.down = torch.zeros_like(self.up)
+        for position, row in zip(positions, compiled.shifts, strict=True):
+            for j, (up, down) in row.items():
+                if j in column:
+                    self.up[position, column[j]], self.down[position, column[j]] = up, down
+
+    def _lay_out_scales(self, compiled: Compiled, positions: list[int], code: NormsysCode) -> None:
+        acting = sorted({j for row in compiled.scales for j in row})
+        column = {j: n for n, j in enumerate(acting)}
+        pairs: dict[tuple[int, float, float], int] = {}
+        self.scale_parameter = torch.tensor(acting, dtype=torch.long)
+        self.scale = torch.zeros(len(self.nominal), len(acting), dtype=torch.long)
+        for position, row in zip(positions, compiled.scales, strict=True):
+            for j, (high, low) in row.items():
+                self.scale[position, column[j]] = pairs.setdefault((j, high, low), len(pairs) + 1)
+        self.pair_parameter = torch.tensor([j for j, _, _ in pairs], dtype=torch.long)
+        self.scales = Scales(_vector(h for _, h, _ in pairs), _vector(low for _, _, low in pairs), code)
+
+    def per_bin(self, cells: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch B"]:
+        """Sum over the slots of each bin."""
+        return cells.reshape(*cells.shape[:-1], self.n_bins, self.n_slots).sum(-1)
+
+    def rates(self, theta: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch P"]:
+        """Expected count of every slot."""
+        rate = self.base(theta)
+        if len(self.scale_parameter):
+            rate = rate * self.scaling(theta)
+        for factor in self.factors(theta):
+            rate = rate * factor
         return rate
 
-    def expected(self, theta: Float[Tensor, " D"]) -> Float[Tensor, " B"]:
-        """Expected count of every bin."""
-        return torch.zeros_like(self.observed).index_add(0, self._bin, self.rates(theta))
+    def base(self, theta: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch P"]:
+        """nominal + Σ Δ."""
+        if not len(self.shift_parameter):
+            return self.nominal.expand(*theta.shape[:-1], -1)
+        weights = shift_weights(theta[..., self.shift_parameter], self.histosys_code)
+        return self.nominal + weights.up @ self.up.T + weights.down @ self.down.T
 
-    def deviance(self, theta: Float[Tensor, " D"], counts: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """2 Σ_b [ν − n + n ln(n/ν)] + Σ_j ((α_j − a_j)/σ_j)²: twice the NLL above the saturated model."""
-        expected = self.expected(theta)
-        main = expected - counts + torch.xlogy(counts, counts) - torch.xlogy(counts, expected)
-        pull = torch.where(self.constrained, (theta - self.centre) / self.width, 0.0)
-        return 2 * main.sum() + (pull**2).sum()
+    def scaling(self, theta: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch P"]:
+        """Π κ."""
+        kappa = self.scales.value(theta[..., self.pair_parameter])
+        padded = torch.cat([torch.ones_like(theta[..., :1]), kappa], dim=-1)
+        # A product, not a sum of logarithms: a polynomial of code 4 may dip below zero.
+        return padded[..., self.scale].prod(-1)
 
-    def twice_nll(self, theta: Float[Tensor, " D"], counts: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """−2 ln L with all constants, as ``-2 * pyhf.Model.logpdf``."""
-        saturated = counts - torch.xlogy(counts, counts) + torch.lgamma(counts + 1)
-        constants = (torch.log(self.width) + 0.5 * math.log(2 * math.pi))[self.constrained]
-        return self.deviance(theta, counts) + 2 * saturated.sum() + 2 * constants.sum()
-
-
-def _code4p(alpha: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Shift of a bin: α·S + A·α²(15 − 10α² + 3α⁴) inside |α| ≤ 1, linear outside (pyhf code 4p)."""
-    square = alpha * alpha
-    inside = alpha * (up - down) / 2 + (up + down) / 16 * square * (15 + square * (3 * square - 10))
-    return torch.where(alpha > 1, alpha * up, torch.where(alpha < -1, -alpha * down, inside))
+    def factors(self, theta: Float[Tensor, "*batch D"]) -> tuple[Float[Tensor, "*batch P"], ...]:
+        """The L factors of every slot, 1 where it has fewer."""
+        extended = torch.cat([theta, torch.ones_like(theta[..., :1])], dim=-1)
+        return tuple(extended[..., column] for column in self.factor.unbind(1))
 
 
-def _log_code4(alpha: Tensor, log_high: Tensor, log_low: Tensor, coefficients: Tensor) -> Tensor:
-    """Logarithm of a scale: a polynomial inside |α| < 1, high^α or low^−α outside (pyhf code 4)."""
-    inside = alpha.abs() < 1
-    safe = torch.where(inside, alpha, 0.0)
-    polynomial = torch.zeros_like(alpha)
-    for power in range(5, -1, -1):
-        polynomial = (polynomial + coefficients[:, power]) * safe
-    outside = torch.where(alpha > 0, alpha * log_high, -alpha * log_low)
-    return torch.where(inside, torch.log1p(polynomial), outside)
-
-
-def _code4_coefficients(high: Tensor, low: Tensor) -> Tensor:
-    """The six coefficients that join the polynomial smoothly to the exponentials, (E, 6)."""
-    log_high, log_low = high.log(), low.log()
-    ends = torch.stack(
-        [high - 1, low - 1, log_high * high, -log_low * low, log_high**2 * high, log_low**2 * low], dim=1
-    )
-    solution: Tensor = torch.linalg.solve(torch.from_numpy(_ENDS), ends.T)
-    return solution.T
-
-
-def _vector(values: Any) -> Tensor:
+def _vector(values: Iterable[float]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.float64)
-
-
-def _columns(entries: Sequence[tuple[int, int, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
-    table = np.array(entries, dtype=np.float64).reshape(-1, 4)
-    indices = torch.from_numpy(table[:, :2].astype(np.int64))
-    return indices[:, 0], indices[:, 1], torch.from_numpy(table[:, 2:].copy())
-
-
-def _padded(factors: Sequence[Sequence[int]], filler: int) -> Tensor:
-    longest = max((len(row) for row in factors), default=0)
-    rows = [list(row) + [filler] * (longest - len(row)) for row in factors]
-    return torch.tensor(rows, dtype=torch.long).reshape(len(factors), longest)
-
-
-class _Compiler:
-    """Walks through a workspace once and lists cells, parameters and what acts on what."""
-
-    def __init__(self, workspace: Mapping[str, Any]) -> None:
-        settings = workspace["measurements"][0]["config"]["parameters"]
-        self._settings = {entry["name"]: entry for entry in settings}
-        observations = {entry["name"]: entry["data"] for entry in workspace["observations"]}
-        self.parameters: dict[str, Parameter] = {}
-        self._positions: dict[str, int] = {}
-        self.cells: list[Cell] = []
-        self.nominal: list[float] = []
-        self.bin_of_cell: list[int] = []
-        self.factors: list[list[int]] = []
-        self.shifts: list[tuple[int, int, float, float]] = []
-        self.scales: list[tuple[int, int, float, float]] = []
-        self.channels: dict[str, slice] = {}
-        self.observed: list[float] = []
-        for channel in workspace["channels"]:
-            first, counts = len(self.observed), observations[channel["name"]]
-            self.channels[channel["name"]] = slice(first, first + len(counts))
-            self.observed += [float(count) for count in counts]
-            widths = _stat_error_widths(channel)
-            for sample in channel["samples"]:
-                self._add_sample(channel["name"], first, sample, widths)
-
-    def _add_sample(
-        self, channel: str, first_bin: int, sample: Mapping[str, Any], widths: Mapping[str, Sequence[float]]
-    ) -> None:
-        names = self._declare(channel, sample, widths)
-        for k, nominal in enumerate(sample["data"]):
-            shifted = [m for m in sample["modifiers"] if m["type"] == "histosys" and _shifts(m, k, nominal)]
-            if nominal == 0 and not shifted:
-                continue
-            cell = len(self.cells)
-            self.cells.append(Cell(channel, sample["name"], k))
-            self.nominal.append(float(nominal))
-            self.bin_of_cell.append(first_bin + k)
-            self.factors.append([])
-            for modifier, own in zip(sample["modifiers"], names, strict=True):
-                index = own[k if len(own) > 1 else 0]
-                if modifier["type"] == "histosys":
-                    data = modifier["data"]
-                    up, down = data["hi_data"][k] - nominal, data["lo_data"][k] - nominal
-                    self.shifts.append((cell, index, up, down))
-                elif modifier["type"] == "normsys":
-                    self.scales.append((cell, index, modifier["data"]["hi"], modifier["data"]["lo"]))
-                else:
-                    self.factors[cell].append(index)
-
-    def _declare(
-        self, channel: str, sample: Mapping[str, Any], widths: Mapping[str, Sequence[float]]
-    ) -> list[list[int]]:
-        """Indices of the parameters of each modifier of a sample: one, or one per bin."""
-        result = []
-        size = len(sample["data"])
-        for modifier in sample["modifiers"]:
-            kind, name = modifier["type"], modifier["name"]
-            if kind == "normfactor":
-                indices = [self._parameter(name, 0, 1, _FACTOR_BOUNDS, 1.0, None)]
-            elif kind in {"normsys", "histosys"}:
-                indices = [self._parameter(name, 0, 1, _CONSTRAINED_BOUNDS, 0.0, 1.0)]
-            elif kind == "shapefactor":
-                indices = [self._parameter(name, k, size, _FACTOR_BOUNDS, 1.0, None) for k in range(size)]
-            elif kind == "staterror":
-                indices = [
-                    self._parameter(name, k, size, _GAMMA_BOUNDS, 1.0, widths[name][k]) for k in range(size)
-                ]
-            else:
-                raise FitError(
-                    f"modifier type '{kind}' is not supported",
-                    where=f"channel '{channel}', sample '{sample['name']}', modifier '{name}'",
-                    expected="normfactor, shapefactor, normsys, histosys or staterror",
-                )
-            result.append(indices)
-        return result
-
-    def _parameter(
-        self,
-        name: str,
-        position: int,
-        size: int,
-        bounds: tuple[float, float],
-        start: float,
-        width: float | None,
-    ) -> int:
-        key = f"{name}[{position}]" if size > 1 else name
-        if key not in self.parameters:
-            entry = self._settings.get(name, {})
-            start = entry.get("inits", [start] * size)[position]
-            lower, upper = entry.get("bounds", [bounds] * size)[position]
-            centre = None if width is None else entry.get("auxdata", [start] * size)[position]
-            fixed = bool(entry.get("fixed", False) or width == 0)
-            # pyhf fixes the factor of an empty bin and keeps a constraint of unit width.
-            width = 1.0 if width == 0 else width
-            self._positions[key] = len(self.parameters)
-            self.parameters[key] = Parameter(
-                key, float(start), float(lower), float(upper), fixed, centre, width
-            )
-        return self._positions[key]
-
-
-def _shifts(modifier: Mapping[str, Any], k: int, nominal: float) -> bool:
-    data = modifier["data"]
-    return bool(data["hi_data"][k] != nominal or data["lo_data"][k] != nominal)
-
-
-def _stat_error_widths(channel: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Relative width per bin of each staterror: quadratic sum of the errors over the sum of the contents."""
-    content: dict[str, np.ndarray] = {}
-    variance: dict[str, np.ndarray] = {}
-    for sample in channel["samples"]:
-        for modifier in sample["modifiers"]:
-            if modifier["type"] == "staterror":
-                name, data = modifier["name"], np.asarray(sample["data"], dtype=np.float64)
-                content[name] = content.get(name, 0.0) + data
-                variance[name] = variance.get(name, 0.0) + np.asarray(modifier["data"]) ** 2
-    return {
-        name: [
-            math.sqrt(v) / float(c) if c > 0 else 0.0
-            for v, c in zip(variance[name], content[name], strict=True)
-        ]
-        for name in content
-    }

@@ -34,15 +34,20 @@ def backend(name: str) -> Iterator[None]:
         torch.set_default_dtype(precision)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # pyhf 0.7 validates with an interface that jsonschema has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # pyhf hands lists of arrays to torch, which is slow there and harmless here.
+        warnings.filterwarnings("ignore", message="Creating a tensor from a list of numpy.ndarrays")
+        yield
+
+
 def pyhf_order(names: tuple[str, ...], pdf: Any) -> NDArray[np.int64]:
     """Position of each of pyhf's parameters in ours."""
     ours = {name: i for i, name in enumerate(names)}
-    order = []
-    for name in pdf.config.par_order:
-        span = pdf.config.par_map[name]["slice"]
-        size = span.stop - span.start
-        order += [ours[f"{name}[{i}]" if size > 1 else name] for i in range(size)]
-    return np.array(order, dtype=np.int64)
+    return np.array([ours[name] for name in pdf.config.par_names], dtype=np.int64)
 
 
 def pyhf_twice_nll(
@@ -55,11 +60,8 @@ def pyhf_twice_nll(
     FitError
         If pyhf rejects the workspace.
     """
-    with backend("pytorch"), warnings.catch_warnings():
-        # pyhf 0.7 validates with an interface that jsonschema has deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        # pyhf hands lists of arrays to torch, which is slow there and harmless here.
-        warnings.filterwarnings("ignore", message="Creating a tensor from a list of numpy.ndarrays")
+    # Quiet before the change of backend: it converts the tensors of every pyhf model that is alive.
+    with _quiet(), backend("pytorch"):
         try:
             opened = pyhf.Workspace(dict(workspace))
             pdf = opened.model(measurement_name=workspace["measurements"][0]["name"])

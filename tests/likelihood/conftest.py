@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pyhf
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -179,3 +186,51 @@ def make_world():
 def one_flavour():
     """The function above."""
     return b_jets_only
+
+
+def _sibling(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def workspaces() -> ModuleType:
+    """The module of that name beside this file."""
+    return _sibling("workspaces")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """pyhf's model of a workspace; ``order`` is the position of its parameters in ours."""
+
+    pdf: Any
+    data: list[float]
+    order: list[int]
+
+    def twice_nll(self, theta: NDArray[np.float64]) -> float:
+        """By the numpy backend."""
+        return float(-2 * self.pdf.logpdf(theta[self.order], self.data)[0])
+
+
+@pytest.fixture
+def pyhf_reference() -> Callable[..., Reference]:
+    """``pyhf_reference(workspace, names, measurement, **interpolation_codes)``."""
+
+    def build(
+        workspace: dict[str, Any], names: Any, measurement: str | None = None, **codes: str
+    ) -> Reference:
+        settings = {kind: {"interpcode": code} for kind, code in codes.items()}
+        with warnings.catch_warnings():
+            # pyhf 0.7 validates with an interface that jsonschema has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            opened = pyhf.Workspace(workspace)
+            extra = {"modifier_settings": settings} if settings else {}
+            pdf = opened.model(measurement_name=measurement, **extra)
+        position = {name: i for i, name in enumerate(names)}
+        return Reference(pdf, opened.data(pdf), [position[name] for name in pdf.config.par_names])
+
+    return build

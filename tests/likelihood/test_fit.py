@@ -146,11 +146,23 @@ def test_a_parameter_that_changes_nothing_is_named() -> None:
         require_identifiable(verdict)
 
 
-def test_a_fit_that_cannot_converge_is_an_error_and_not_a_number(one_flavour, monkeypatch) -> None:
-    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",)))
-    monkeypatch.setattr("selfcal.likelihood.fit.ITERATIONS_MAX", 1)
+def test_a_fit_that_cannot_converge_is_an_error_and_not_a_number(workspaces) -> None:
+    spec = workspaces.small([workspaces.MODIFIERS["normsys"]])
+    spec["channels"][0]["samples"][1]["data"][2] = 0.0
+    # Events where nothing is expected: no parameter can make them likely.
     with pytest.raises(FitError, match="did not converge"):
-        fit(measured.model, start=measured.model.start + 0.5 * (~measured.model.constrained))
+        fit(HistFactory(spec))
+
+
+def test_a_flat_direction_is_an_error_unless_forced(workspaces) -> None:
+    one, two = ([{"name": name, "type": "normfactor", "data": None}] for name in ("one", "two"))
+    samples = {"first": ([10.0, 20.0], one), "second": ([5.0, 10.0], two)}
+    model = HistFactory(workspaces.workspace({"region": samples}, {"region": [16.0, 29.0]}))
+    with pytest.raises(FitError, match="not positive definite"):
+        fit(model)
+    forced = fit(model, force=True)
+    assert forced.certificate["converged"] is False
+    assert forced.certificate["hessian_eigenvalue_min"] < 1e-9
 
 
 def test_goodness_of_fit_counts_bins_minus_free_parameters(random_world) -> None:
