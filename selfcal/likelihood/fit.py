@@ -176,12 +176,13 @@ def certify(
     scaled = torch.where(both, hessian * scale[:, :, None] * scale[:, None], 0.0)
     scaled.diagonal(dim1=1, dim2=2).add_((~free).to(theta.dtype))
     finite = torch.isfinite(scaled).all(-1).all(-1)
-    safe = torch.where(finite[:, None, None], scaled, torch.eye(theta.shape[1], dtype=theta.dtype))
+    identity = torch.eye(theta.shape[1], dtype=theta.dtype)
+    safe = torch.where(finite[:, None, None], scaled, identity)
     factor, failed = torch.linalg.cholesky_ex(safe)
-    inverse = torch.cholesky_inverse(factor)
     # A pivot of rounding size means a flat direction that happened to come out positive.
     pivot = torch.diagonal(factor, dim1=1, dim2=2).amin(1) ** 2
     positive = (failed == 0) & finite & (pivot > PIVOT_MIN)
+    inverse = torch.cholesky_inverse(torch.where(positive[:, None, None], factor, identity))
     for i in torch.nonzero(~positive)[:, 0].tolist():
         inverse[i] = torch.linalg.pinv(safe[i], hermitian=True)
     covariance = torch.where(both, inverse * scale[:, :, None] * scale[:, None], 0.0)
