@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -112,8 +113,52 @@ def _stage_verb(name: str) -> Callable[..., None]:
 
 
 for _description in DESCRIPTIONS:
-    if _description.name != "validate":
+    if _description.name not in {"validate", "fit"}:
         app.command(_description.name, help=_description.summary)(_stage_verb(_description.name))
+
+
+@app.command(
+    help=f"{next(one.summary for one in DESCRIPTIONS if one.name == 'fit')} "
+    "Or fit any pyhf workspace (--workspace)."
+)
+def fit(
+    configurations: opt.Configurations = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option("--workspace", "-w", metavar="FILE", help="A pyhf workspace, .json or .json.gz."),
+    ] = None,
+    measurement: Annotated[
+        str | None,
+        typer.Option("--measurement", "-m", metavar="NAME", help="Of the workspace (default: its first)."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write results of a fit that did not converge (fit.force).")
+    ] = False,
+    config: opt.ConfigOption = None,
+    assignments: opt.SetOption = None,
+    seed: opt.SeedOption = None,
+    out: opt.OutOption = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Measure scale factors, or fit a workspace."""
+    del debug
+    options = opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
+    if workspace is not None:
+        from selfcal.cli.workspaces import execute_workspace_fit
+
+        execute_workspace_fit(workspace, measurement, options, force=force)
+        return
+    if measurement is not None:
+        raise ConfigError("--measurement without --workspace", expected="--workspace FILE")
+    from selfcal.cli.execution import execute
+
+    if force:
+        options = replace(options, assignments=(*options.assignments, "fit.force=true"))
+    execute("fit", options)
 
 
 @app.command()

@@ -236,6 +236,7 @@ class FitConfig(Configured):
 
     Runs on real data are blinded until ``unblind`` is true: their results are those expected from simulation
     (Asimov data), and every file of the fit says so. Pseudo-data, whose truth is known, are not blinded.
+    ``force`` writes the results of a fit that did not converge; its certificate in ``fit.json`` says so.
     ``impacts_listed`` nuisance parameters are ranked for each scale factor in ``impacts.json``; the impacts
     of the ``impacts_refitted`` strongest ones are confirmed by two fits each.
     """
@@ -258,6 +259,7 @@ class FitConfig(Configured):
     split_map_model_by_pt: bool = False
     fix_reference_yield: bool = True
     unblind: bool = False
+    force: bool = False
     impacts_listed: PositiveInt = 10
     impacts_refitted: Annotated[int, Field(ge=0)] = 5
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.linalg import qr, solve_triangular
 
 from selfcal.errors import FitError
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fisher_information
@@ -22,6 +24,9 @@ from selfcal.likelihood.templates import Binning
 EIGENVALUE_MIN = 1e-9
 PRIOR_DOMINATED = 0.7
 WORDS_MAX = 6
+LISTED_MAX = 3
+SHARE_MIN = 0.1
+"""Parameters that move less than this share of the one that moves most are not named."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +39,43 @@ class Identifiability:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {**asdict(self), "null_directions": list(self.null_directions)}
 
 
 def identifiability(model: HistFactory, binning: Binning | None = None) -> Identifiability:
     """Eigen-analysis of the scaled Fisher information at the start values."""
     theta = model.start
     expected, jacobian = expected_and_jacobian(model, theta)
-    moving = ~model.fixed
-    information = fisher_information(model, theta, expected, jacobian)[moving][:, moving]
+    information = fisher_information(model, theta, expected, jacobian)
     diagonal = torch.diagonal(information)
-    scale = torch.where(diagonal > 0, diagonal.clamp_min(1e-300).rsqrt(), 0.0)
-    values, vectors = torch.linalg.eigh(information * scale[:, None] * scale[None, :])
-    names = [p.name for p, free in zip(model.parameters, moving, strict=True) if free]
-    null = [
-        _in_words(vectors[:, i] * scale, names, binning)
-        for i in range(len(values))
-        if values[i] < EIGENVALUE_MIN
-    ]
-    unseen = [describe(name, binning) for name, d in zip(names, diagonal, strict=True) if d <= 0]
-    smallest, largest = float(values[0]), float(values[-1])
+    seen = torch.nonzero(~model.fixed & (diagonal > 0))[:, 0]
+    words = _Words(model, binning)
+    unseen = [words.of(int(j)) for j in torch.nonzero(~model.fixed & (diagonal <= 0))[:, 0]]
+    if not len(seen):
+        return Identifiability(0.0 if unseen else 1.0, 1.0, tuple(unseen))
+    scale = diagonal[seen].rsqrt()
+    scaled = information[seen][:, seen] * scale[:, None] * scale[None, :]
+    values, vectors = torch.linalg.eigh(scaled)
+    null = _separated(vectors[:, values < EIGENVALUE_MIN].T.numpy()) * scale.numpy()
+    null = null[np.abs(null).argmax(axis=1).argsort()] if len(null) else null
+    directions = [words.of_direction(direction, seen.tolist()) for direction in null]
+    smallest, largest = 0.0 if unseen else float(values[0]), float(values[-1])
     condition = largest / smallest if smallest > 0 else float(torch.finfo(torch.float64).max)
-    return Identifiability(smallest, condition, tuple(null + unseen))
+    return Identifiability(smallest, condition, tuple(directions + unseen))
+
+
+def _separated(directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A basis of the same space (k, D) in which k of the columns are those of a unit matrix.
+
+    An eigen-decomposition mixes null directions of different bins arbitrarily; here each gets a parameter of
+    its own, and those of separate bins are separated.
+    """
+    if not len(directions):
+        return directions
+    _, triangle, order = qr(directions, mode="economic", pivoting=True)
+    result = np.empty_like(directions)
+    result[:, order] = solve_triangular(triangle[:, : len(directions)], triangle)
+    return result
 
 
 def require_identifiable(verdict: Identifiability) -> None:
@@ -71,7 +91,7 @@ def require_identifiable(verdict: Identifiability) -> None:
             f"{len(verdict.null_directions)} direction(s) of the fit are not determined by any data",
             where="; ".join(verdict.null_directions),
             expected=f"all eigenvalues of the scaled Fisher information above {EIGENVALUE_MIN:.0e}",
-            fix="fix one of the named quantities (fit.fix_reference_yield, fit.free_flavours), "
+            fix="fix one of the quantities of each (in a run: fit.fix_reference_yield, fit.free_flavours), "
             "or add a region that tells them apart",
         )
 
@@ -120,10 +140,36 @@ def _pt_in_words(index: int, binning: Binning | None) -> str:
     return f"pT {low:g}–{high:g} GeV"
 
 
-def _in_words(direction: torch.Tensor, names: list[str], binning: Binning | None) -> str:
-    """The parameters that move along a direction, strongest first."""
-    size = direction.abs() / direction.abs().max()
-    order = [int(i) for i in np.argsort(-size.numpy())]
-    words = list(dict.fromkeys(describe(names[i], binning) for i in order if size[i] > 0.1))
-    more = f" and {len(words) - WORDS_MAX} more" if len(words) > WORDS_MAX else ""
-    return " with ".join(words[:WORDS_MAX]) + more
+class _Words:
+    """Parameters of one model in words; names that are not ours by the samples and channels they act on."""
+
+    def __init__(self, model: HistFactory, binning: Binning | None) -> None:
+        self._names = [parameter.name for parameter in model.parameters]
+        self._binning = binning
+        self._places: dict[int, tuple[dict[str, None], dict[str, None]]] = {}
+        for cell, position in zip(model.cells, model.terms.place.tolist(), strict=True):
+            for j in model.terms.factor[position].tolist():
+                samples, channels = self._places.setdefault(j, ({}, {}))
+                samples[cell.sample], channels[cell.channel] = None, None
+
+    def of(self, index: int) -> str:
+        """One parameter."""
+        name = self._names[index]
+        words = describe(name, self._binning)
+        if words != name or index not in self._places:
+            return words
+        samples, channels = self._places[index]
+        return f"{name} ({_listed(list(samples))} in {_listed(list(channels))})"
+
+    def of_direction(self, direction: NDArray[np.float64], indices: list[int]) -> str:
+        """The parameters that move along a direction, strongest first."""
+        size = np.abs(direction) / np.abs(direction).max()
+        order = [int(i) for i in np.argsort(-size, kind="stable") if size[i] > SHARE_MIN]
+        words = list(dict.fromkeys(self.of(indices[i]) for i in order))
+        more = f" and {len(words) - WORDS_MAX} more" if len(words) > WORDS_MAX else ""
+        return " with ".join(words[:WORDS_MAX]) + more
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more

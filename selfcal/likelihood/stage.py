@@ -54,7 +54,7 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     Raises
     ------
     FitError
-        If the model has null directions or the fit does not converge.
+        If the model has null directions, or the fit does not converge and ``config.force`` is not set.
     DataError
         If the templates cannot be used.
     """
@@ -64,7 +64,7 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     model = HistFactory(workspace)
     verdict = identifiability(model, layout.binning)
     require_identifiable(verdict)
-    result = fit(model, seed=seed)
+    result = fit(model, seed=seed, force=config.force)
     factors = scale_factors(templates, layout, model, result)
     return Measurement(layout, workspace, model, verdict, result, factors, blind)
 
@@ -72,8 +72,9 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
 def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     """Write ``workspace.json``, ``fit.json``, ``scale_factors.json``, ``impacts.json`` and discriminants.
 
-    Nothing is written if the fit is refused or does not converge, or if pyhf disagrees. A blinded run
-    shows no discriminants: ``discriminants.safetensors`` of an earlier fit is removed.
+    Nothing is written if the fit is refused or does not converge (unless ``fit.force`` is set), or if pyhf
+    disagrees. A blinded run shows no discriminants: ``discriminants.safetensors`` of an earlier fit is
+    removed.
     """
     torch.set_num_threads(1)
     config, results = context.config, context.directory.results
@@ -95,6 +96,8 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
         f"fit: {len(measured.model.observed)} bins, {len(measured.model.parameters)} parameters, "
         f"goodness of fit p = {goodness['p_value']:.2f}, {len(measured.factors.measured)} scale factors"
     )
+    if not measured.result.certificate["converged"]:
+        context.say("WARNING: the fit did not converge; its results are written because of 'fit.force'")
     if blind:
         context.say("blinded: expected results of simulation; 'fit.unblind: true' shows those of data")
         (results / DISCRIMINANTS).unlink(missing_ok=True)
