@@ -32,6 +32,15 @@ TRACK_FIELDS: tuple[str, ...] = (
 )
 """Track inputs of a GN2-class tagger, in the names of the newer ATLAS generation."""
 
+_UNITS = {"d0": "mm", "z0SinTheta": "mm", "qOverP": "1/MeV", "qOverPUncertainty": "1/MeV"}
+_ANGLES = ("dphi", "phiUncertainty", "thetaUncertainty")
+
+
+def track_field_unit(name: str) -> str:
+    """Unit of a track field in files and in ``Jets.tracks``; empty for counts, significances and deta."""
+    return "rad" if name in _ANGLES else _UNITS.get(name, "")
+
+
 ORIGINS: tuple[str, ...] = (
     "pileup",
     "fake",

@@ -46,6 +46,17 @@ class JetBatch:
         return len(self.jet)
 
 
+def unlabelled_batch(
+    tracks: Float[Tensor, "jets tracks features"],
+    valid: Bool[Tensor, "jets tracks"],
+    jet: Float[Tensor, "jets jet_features"],
+) -> JetBatch:
+    """Normalised inputs alone as a batch: nothing is known of the truth, and all weights are one."""
+    unknown = torch.full_like(valid, -1, dtype=torch.int64)
+    no_flavour = torch.full_like(jet[:, 0], -1, dtype=torch.int64)
+    return JetBatch(tracks, valid, jet, no_flavour, unknown, torch.ones_like(jet[:, 0]))
+
+
 @dataclass(frozen=True)
 class TensorJets:
     """Normalised inputs and labels of N jets with T tracks, packed as in ``Jets``."""

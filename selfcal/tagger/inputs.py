@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,49 +19,47 @@ from selfcal.data.jets import Jets
 from selfcal.errors import DataError
 
 Floats = NDArray[np.float32]
-Columns = dict[str, Floats]
 
 LARGEST_MOMENTUM_GEV = 1e5
 SMALLEST_UNCERTAINTY = 1e-12
 
 
-def signed_log(x: Floats, scale: float, limit: float) -> Floats:
+def signed_log(x: Any, scale: float, limit: float, xp: Any = np) -> Any:
     """sign(x) ln(1 + |x| / scale), clipped to [-limit, limit]; linear for |x| << scale."""
-    result: Floats = np.clip(np.sign(x) * np.log1p(np.abs(x) / np.float32(scale)), -limit, limit)
-    return result
+    return xp.clip(xp.sign(x) * xp.log1p(xp.abs(x) / scale), -limit, limit)
 
 
 @dataclass(frozen=True)
 class TrackInput:
     """One number per track.
 
-    ``compute`` takes the columns of ``fields`` and the eta of each track's jet.
+    ``compute`` takes the columns of ``fields``, the eta of each track's jet, and the
+    module whose arrays these are: ``numpy``, or ``torch`` in an exported graph.
     """
 
     name: str
     fields: tuple[str, ...]
-    compute: Callable[[Columns, Floats], Floats]
+    compute: Callable[[dict[str, Any], Any, Any], Any]
 
 
 def _plain(name: str) -> TrackInput:
-    return TrackInput(name, (name,), lambda columns, _: columns[name])
+    return TrackInput(name, (name,), lambda columns, _, xp: columns[name])
 
 
 def _signed_log(name: str, scale: float, limit: float) -> TrackInput:
-    return TrackInput(name, (name,), lambda columns, _: signed_log(columns[name], scale, limit))
+    return TrackInput(name, (name,), lambda columns, _, xp: signed_log(columns[name], scale, limit, xp))
 
 
 def _log_uncertainty(name: str) -> TrackInput:
     return TrackInput(
-        name, (name,), lambda columns, _: np.log(np.maximum(columns[name], SMALLEST_UNCERTAINTY))
+        name, (name,), lambda columns, _, xp: xp.log(xp.clip(columns[name], SMALLEST_UNCERTAINTY, None))
     )
 
 
-def _log_pt(columns: Columns, jet_eta: Floats) -> Floats:
+def _log_pt(columns: dict[str, Any], jet_eta: Any, xp: Any) -> Any:
     """ln(pT / GeV) = -ln(1000 |q/p| cosh(eta)), q/p in 1/MeV, at most LARGEST_MOMENTUM_GEV."""
-    inverse_momentum = np.maximum(1000.0 * np.abs(columns["qOverP"]), 1.0 / LARGEST_MOMENTUM_GEV)
-    result: Floats = -np.log(inverse_momentum) - np.log(np.cosh(jet_eta + columns["deta"]))
-    return result
+    inverse_momentum = xp.clip(1000.0 * xp.abs(columns["qOverP"]), 1.0 / LARGEST_MOMENTUM_GEV, None)
+    return -xp.log(inverse_momentum) - xp.log(xp.cosh(jet_eta + columns["deta"]))
 
 
 TRACK_INPUTS: tuple[TrackInput, ...] = (
@@ -89,7 +88,11 @@ TRACK_INPUTS: tuple[TrackInput, ...] = (
 )
 """All track inputs known; impact parameters in mm, angles in rad."""
 
-JET_INPUTS: tuple[str, ...] = ("log_pt_gev", "abs_eta")
+JET_INPUTS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "log_pt_gev": lambda pt_gev, eta, xp: xp.log(pt_gev),
+    "abs_eta": lambda pt_gev, eta, xp: xp.abs(eta),
+}
+"""All jet inputs known, as functions of (pt_gev, eta, module of these arrays)."""
 
 _BY_NAME = {track_input.name: track_input for track_input in TRACK_INPUTS}
 
@@ -99,7 +102,7 @@ class TaggerInputs:
     """The inputs of one model, in column order."""
 
     track: tuple[str, ...]
-    jet: tuple[str, ...] = JET_INPUTS
+    jet: tuple[str, ...] = tuple(JET_INPUTS)
 
     @property
     def track_fields(self) -> tuple[str, ...]:
@@ -162,11 +165,20 @@ def compute_features(jets: Jets, inputs: TaggerInputs) -> Features:
     _refuse_bad_values(jets, columns)
     jet_eta = np.repeat(jets.eta.astype(np.float32), jets.n_tracks)
     track = np.empty((len(jet_eta), len(inputs.track)), dtype=np.float32)
-    for column, name in enumerate(inputs.track):
-        track[:, column] = _BY_NAME[name].compute(columns, jet_eta)
-    of_jet = {"log_pt_gev": np.log(jets.pt_gev), "abs_eta": jets.abs_eta}
-    jet = np.stack([of_jet[name] for name in inputs.jet], axis=1).astype(np.float32)
+    for column, values in enumerate(track_columns(columns, jet_eta, inputs, np)):
+        track[:, column] = values
+    jet = np.stack(jet_columns(jets.pt_gev, jets.eta, inputs, np), axis=1).astype(np.float32)
     return Features(track, jet)
+
+
+def track_columns(columns: dict[str, Any], jet_eta: Any, inputs: TaggerInputs, xp: Any) -> list[Any]:
+    """Every track input from the file's fields, before normalisation, as arrays of the module ``xp``."""
+    return [_BY_NAME[name].compute(columns, jet_eta, xp) for name in inputs.track]
+
+
+def jet_columns(pt_gev: Any, eta: Any, inputs: TaggerInputs, xp: Any) -> list[Any]:
+    """Every jet input, before normalisation, as arrays of the module ``xp``."""
+    return [JET_INPUTS[name](pt_gev, eta, xp) for name in inputs.jet]
 
 
 def _refuse_missing(jets: Jets, inputs: TaggerInputs) -> None:
@@ -185,7 +197,7 @@ def _refuse_missing(jets: Jets, inputs: TaggerInputs) -> None:
     )
 
 
-def _refuse_bad_values(jets: Jets, columns: Columns) -> None:
+def _refuse_bad_values(jets: Jets, columns: dict[str, Floats]) -> None:
     bad = {
         name: count
         for name, values in (*columns.items(), ("pt", jets.pt_gev), ("eta", jets.eta))

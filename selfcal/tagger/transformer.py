@@ -106,8 +106,9 @@ class TransformerEncoder(Encoder):
         jet_of_track = batch.jet[:, None].expand(jets, tracks, batch.jet.shape[1])
         embedded = self.embed(torch.cat([batch.tracks, jet_of_track], dim=-1))
         x = torch.cat([self.register(batch.jet)[:, None], embedded], dim=1)
-        # Without padding there is nothing to mask, and attention is faster.
-        valid = None if bool(batch.valid.all()) else F.pad(batch.valid, (1, 0), value=True)
+        # Without padding there is nothing to mask, and attention is faster; a graph has no choice.
+        unpadded = not torch.compiler.is_exporting() and bool(batch.valid.all())
+        valid = None if unpadded else F.pad(batch.valid, (1, 0), value=True)
         mask = None if valid is None else valid[:, None, None]
         if self.bias is not None:
             bias = self.bias(batch.tracks, batch.valid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,13 @@ def condition_features(
     pt_gev: NDArray[np.floating], abs_eta: NDArray[np.floating]
 ) -> Float[Tensor, "jets conditions"]:
     """(ln(pT / 45 GeV) / 0.5, (|eta| - 1) / 0.7): of order one for b-tagging jets, (N, 2) float64."""
-    log_pt = np.log(np.asarray(pt_gev, dtype=np.float64) / 45.0) / 0.5
-    eta = (np.asarray(abs_eta, dtype=np.float64) - 1.0) / 0.7
-    return torch.from_numpy(np.stack([log_pt, eta], axis=1))
+    columns = condition_columns(np.asarray(pt_gev, np.float64), np.asarray(abs_eta, np.float64), np)
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def condition_columns(pt_gev: Any, abs_eta: Any, xp: Any) -> list[Any]:
+    """The columns of :func:`condition_features`, as arrays of the module ``xp`` (numpy or torch)."""
+    return [xp.log(pt_gev / 45.0) / 0.5, (abs_eta - 1.0) / 0.7]
 
 
 @dataclass(frozen=True)

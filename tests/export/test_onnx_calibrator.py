@@ -1,0 +1,116 @@
+"""The exported calibrator moves every jet as the maps themselves do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from selfcal.config.run import MapConfig
+from selfcal.data.flavours import FLAVOURS
+from selfcal.data.scored import ScoredJets
+from selfcal.export.onnx_calibrator import as_arithmetic, rational_quadratic_spline, write_calibrator
+from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.calibration import Calibration
+from selfcal.transport.composition import CompositionPrior
+from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.maps import FlavourMaps, build_maps
+
+LIBRARIES = ["zuko", "nflows"]
+
+
+def perturbed_maps(library: str) -> FlavourMaps:
+    maps = build_maps(MapConfig(library=library, transforms=2), 3, 2)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in maps.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return maps.requires_grad_(requires_grad=False)
+
+
+def calibration_with(maps: FlavourMaps) -> Calibration:
+    fractions = torch.full((1, 4), 0.25, dtype=torch.float64)
+    return Calibration(
+        frame=ScoreFrame((0.3, -1.2, 0.5), (2.0, 1.5, 0.8)),
+        regions=("ttbar",),
+        nominal=maps,
+        stiff=FlavourMaps(lambda: AffineMap(3, 2, prior_width=1.0)),
+        replicas=(),
+        prior=CompositionPrior(fractions, fractions),
+        fractions=fractions,
+        bulk_fractions=fractions,
+        fraction_uncertainty=fractions,
+    )
+
+
+def scored_jets(n: int) -> ScoredJets:
+    generator = np.random.default_rng(5)
+    logits = torch.from_numpy(generator.normal(0, 5, (n, 4)))
+    return ScoredJets(
+        region="ttbar",
+        log_probability=logits.log_softmax(dim=1).numpy(),
+        pt_gev=generator.uniform(20, 250, n),
+        abs_eta=generator.uniform(0, 2.5, n),
+        flavour=generator.integers(0, 4, n).astype(np.int8),
+        weight=np.ones(n),
+        fold=np.zeros(n, np.int8),
+        event=np.arange(n),
+    )
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_arithmetic_equals_the_library(library):
+    generator = torch.Generator().manual_seed(1)
+    u = 3 * torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    c = torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    outside = (u.abs() > 5).any(dim=1)
+    assert 200 < outside.sum() < 3000
+    for flavour in range(len(FLAVOURS)):
+        flow = perturbed_maps(library).of(flavour)
+        expected = flow(u, c)
+        assert (expected - u).abs().mean() > 0.1
+        assert (as_arithmetic(flow)(u, c) - expected).abs().max() <= 1e-10
+
+
+def test_the_spline_goes_through_its_knots_with_its_slopes():
+    x = torch.tensor([[-5.0, -2.0, 1.0, 5.0]], dtype=torch.float64).expand(6, 4)
+    y = torch.tensor([[-5.0, -3.0, 2.0, 5.0]], dtype=torch.float64).expand(6, 4)
+    slopes = torch.tensor([[1.0, 0.5, 2.0, 1.0]], dtype=torch.float64).expand(6, 4)
+    at = torch.tensor([-5.0, -2.0, 1.0, 5.0, -7.0, 9.0], dtype=torch.float64, requires_grad=True)
+    value = rational_quadratic_spline(at, x, y, slopes)
+    torch.testing.assert_close(value.detach()[:4], y[0], rtol=0, atol=1e-14)
+    torch.testing.assert_close(value.detach()[4:], at.detach()[4:], rtol=0, atol=0)
+    (slope,) = torch.autograd.grad(value.sum(), at)
+    torch.testing.assert_close(slope[1:3], slopes[0, 1:3], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_onnx_runtime_moves_jets_as_the_calibration_does(library, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
+    calibration = calibration_with(perturbed_maps(library))
+    path = write_calibrator(calibration, tmp_path / "calibrator.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for n in (2000, 1, 0):
+        jets = scored_jets(n)
+        inputs = {
+            "log_probability": jets.log_probability,
+            "flavour": jets.flavour.astype(np.int64),
+            "pt_gev": np.asarray(jets.pt_gev, np.float64),
+            "eta": -np.asarray(jets.abs_eta, np.float64),
+        }
+        (moved,) = session.run(None, inputs)
+        expected = calibration.apply(jets, calibration.nominal).log_probability
+        assert moved.dtype == np.float64
+        np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-8)
+        if n == 2000:
+            assert np.abs(moved - jets.log_probability).mean() > 0.1
+            inputs["flavour"][3] = -1
+            (unlabelled,) = session.run(None, inputs)
+            assert np.isnan(unlabelled[3]).all()
+            assert np.isfinite(np.delete(unlabelled, 3, axis=0)).all()
+    described = json.loads(session.get_modelmeta().custom_metadata_map["selfcal"])
+    assert list(described["inputs"]) == [i.name for i in session.get_inputs()]
+    assert described["classes"] == list(FLAVOURS)
