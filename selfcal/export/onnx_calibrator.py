@@ -1,16 +1,19 @@
 """The calibration as an ONNX file: simulated scores go in, scores as they would look in data come out.
 
-ONNX knows no searching of sorted knots, no rows chosen by a mask, and the spline
-libraries do both; here the same splines stand as plain arithmetic (:class:`CouplingSpline`).
+The spline libraries search sorted knots and choose rows by masks, which an exporter cannot
+follow; here the same splines stand as plain arithmetic (:class:`CouplingSpline`). Numbers
+that float32 cannot hold are tensors throughout: the exporter rounds Python's floats.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import zuko
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,9 +21,15 @@ from selfcal.data.flavours import FLAVOURS
 from selfcal.export.onnx_graph import write_onnx
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import Calibration
-from selfcal.transport.conditions import condition_columns
-from selfcal.transport.flow_map import SPLINE_BOUND, FlowMap, NflowsCouplings
-from selfcal.transport.maps import CalibrationMap
+from selfcal.transport.conditions import CONDITION_SCALE, unscaled_conditions
+from selfcal.transport.flow_map import SPLINE_BOUND, FlowMap
+from selfcal.transport.maps import FlavourMaps
+
+Knots = tuple[Tensor, Tensor, Tensor]
+"""x_k, y_k and slopes d_k of every jet, each (jets, knots)."""
+
+KnotRule = Callable[[Tensor, int, int], Knots]
+"""(output of the network, number of bins, width of the network) -> knots: a library's own rule."""
 
 
 def rational_quadratic_spline(
@@ -53,67 +62,93 @@ def rational_quadratic_spline(
     return torch.where(inside, y, x)
 
 
-class CouplingSpline(nn.Module):
-    """One coupling layer: the spline of one coordinate, its knots from all others and c.
-
-    ``conditioner`` is the trained network of the library's layer; ``knots`` turn its
-    output into (x_k, y_k, d_k) by that library's own rule.
-    """
-
-    def __init__(self, moved: int, conditioner: nn.Module, bins: int, *, of_nflows: bool, width: int) -> None:
-        super().__init__()
-        self.moved, self.conditioner, self.bins = moved, conditioner, bins
-        self.of_nflows, self.width = of_nflows, width
-
-    def forward(
-        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
-    ) -> Float[Tensor, "jets coordinates"]:
-        columns = list(x.unbind(dim=1))
-        others = [column for index, column in enumerate(columns) if index != self.moved]
-        raw = self.conditioner(torch.cat([torch.stack(others, dim=1), c], dim=1))
-        knots = self._nflows_knots(raw) if self.of_nflows else self._zuko_knots(raw)
-        columns[self.moved] = rational_quadratic_spline(columns[self.moved], *knots)
-        return torch.stack(columns, dim=1)
-
-    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return raw[:, : self.bins], raw[:, self.bins : 2 * self.bins], raw[:, 2 * self.bins :]
-
-    def _zuko_knots(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Softmax of w / (1 + |2 w / ln 1e-3|); slopes exp of d / (1 + |d / ln 1e-3|), one at the ends."""
-        widths, heights, slopes = self._split(raw)
-        floor = abs(math.log(1e-3))
-        widths, heights = (v / (1 + (2 * v / floor).abs()) for v in (widths, heights))
-        slopes = F.pad(slopes / (1 + (slopes / floor).abs()), (1, 1)).exp()
-        return _edges(widths.softmax(dim=1)), _edges(heights.softmax(dim=1)), slopes
-
-    def _nflows_knots(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Softmax of w / sqrt(network width), each at least 1e-3; slopes 1e-3 + softplus(d), one at the ends."""
-        widths, heights, slopes = self._split(raw)
-        share = 1 - 1e-3 * self.bins
-        widths, heights = (
-            1e-3 + share * (v / math.sqrt(self.width)).softmax(dim=1) for v in (widths, heights)
-        )
-        slopes = F.pad(1e-3 + F.softplus(slopes), (1, 1), value=1.0)
-        return _edges(widths), _edges(heights), slopes
-
-
 def _edges(shares: Float[Tensor, "jets bins"]) -> Float[Tensor, "jets knots"]:
     """Knots from -SPLINE_BOUND to SPLINE_BOUND with these shares of the distance between them."""
     return SPLINE_BOUND * (2 * F.pad(shares.cumsum(dim=1), (1, 0)) - 1)
 
 
-class AffineGraph(nn.Module):
-    """:class:`~selfcal.transport.affine_map.AffineMap` row by row: y_i = e^{a_i} u_i + sum_{j<i} L_ij u_j + b_i."""
+def zuko_knots(raw: Float[Tensor, "jets parameters"], bins: int, width: int) -> Knots:
+    """Shares softmax(w / (1 + |2 w / ln 1e-3|)); slopes exp(d / (1 + |d / ln 1e-3|)), one at the ends."""
+    del width
+    floor = raw.new_tensor(abs(math.log(1e-3)))
+    shares = raw[:, : 2 * bins] / (1 + (2 * raw[:, : 2 * bins] / floor).abs())
+    slopes = raw[:, 2 * bins :]
+    slopes = F.pad(slopes / (1 + (slopes / floor).abs()), (1, 1)).exp()
+    return _edges(shares[:, :bins].softmax(dim=1)), _edges(shares[:, bins:].softmax(dim=1)), slopes
 
-    def __init__(self, affine: AffineMap) -> None:
+
+def nflows_knots(raw: Float[Tensor, "jets parameters"], bins: int, width: int) -> Knots:
+    """Shares 1e-3 + (1 - 1e-3 K) softmax(w / sqrt(width)); slopes 1e-3 + softplus(d), one at the ends."""
+    smallest = raw.new_tensor(1e-3)
+    shares = raw[:, : 2 * bins] / raw.new_tensor(math.sqrt(width))
+    widths, heights = (
+        smallest + (1 - bins * smallest) * part.softmax(dim=1)
+        for part in (shares[:, :bins], shares[:, bins:])
+    )
+    slopes = raw[:, 2 * bins :]
+    # softplus, which ONNX Runtime has in float32 only
+    slopes = smallest + torch.log1p((-slopes.abs()).exp()) + 0.5 * (slopes + slopes.abs())
+    return _edges(widths), _edges(heights), F.pad(slopes, (1, 1), value=1.0)
+
+
+class CouplingSpline(nn.Module):
+    """One coupling layer of all flavours: the spline of one coordinate, its knots from all others and c.
+
+    ``conditioners`` are the trained networks of the library's layers, one per flavour: linear
+    layers with SiLU between them. Every jet takes the weights of its own flavour.
+    """
+
+    def __init__(self, moved: int, conditioners: Sequence[nn.Module], rule: KnotRule, bins: int) -> None:
         super().__init__()
-        self.affine = affine
+        self.moved, self.rule, self.bins = moved, rule, bins
+        linear = [
+            [m for m in network.modules() if isinstance(m, nn.Linear | zuko.nn.Linear)]
+            for network in conditioners
+        ]
+        self.width = len(linear[0][0].bias)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layer in zip(*linear, strict=True):
+            self.weights.append(torch.stack([m.weight.detach().T for m in layer]))
+            self.biases.append(torch.stack([m.bias.detach() for m in layer])[:, None])
 
     def forward(
-        self, u: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
+        self,
+        x: Float[Tensor, "jets coordinates"],
+        c: Float[Tensor, "jets conditions"],
+        flavour: Int[Tensor, " jets"],
     ) -> Float[Tensor, "jets coordinates"]:
-        d = self.affine.dimension
-        values = self.affine.constant + c @ self.affine.slope
+        columns = list(x.unbind(dim=1))
+        others = [column for index, column in enumerate(columns) if index != self.moved]
+        raw = torch.cat([torch.stack(others, dim=1), c], dim=1)[:, None]
+        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            raw = raw @ weight[flavour] + bias[flavour]
+            if depth + 1 < len(self.weights):
+                raw = raw * raw.sigmoid()
+        knots = self.rule(raw[:, 0], self.bins, self.width)
+        columns[self.moved] = rational_quadratic_spline(columns[self.moved], *knots)
+        return torch.stack(columns, dim=1)
+
+
+class AffineGraph(nn.Module):
+    """The :class:`~selfcal.transport.affine_map.AffineMap` of all flavours, row by row.
+
+    y_i = e^{a_i} u_i + sum_{j<i} L_ij u_j + b_i.
+    """
+
+    def __init__(self, maps: Sequence[AffineMap]) -> None:
+        super().__init__()
+        self.dimension = maps[0].dimension
+        self.constant = nn.Parameter(torch.stack([m.constant.detach() for m in maps]))
+        self.slope = nn.Parameter(torch.stack([m.slope.detach() for m in maps]))
+
+    def forward(
+        self,
+        u: Float[Tensor, "jets coordinates"],
+        c: Float[Tensor, "jets conditions"],
+        flavour: Int[Tensor, " jets"],
+    ) -> Float[Tensor, "jets coordinates"]:
+        d = self.dimension
+        values = self.constant[flavour] + (c[:, None] @ self.slope[flavour])[:, 0]
         moved = [values[:, i].exp() * u[:, i] + values[:, d + i] for i in range(d)]
         below = ((row, column) for row in range(d) for column in range(row))
         for place, (row, column) in enumerate(below):
@@ -122,43 +157,51 @@ class AffineGraph(nn.Module):
 
 
 class FlowGraph(nn.Module):
-    """A :class:`~selfcal.transport.flow_map.FlowMap`, forward only, as plain arithmetic."""
+    """The :class:`~selfcal.transport.flow_map.FlowMap` of all flavours, forward only, as plain arithmetic."""
 
-    def __init__(self, flow: FlowMap) -> None:
+    def __init__(self, flows: Sequence[FlowMap]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([AffineGraph(flow.affine), *_coupling_layers(flow)])
+        self.layers = nn.ModuleList([AffineGraph([flow.affine for flow in flows])])
+        for same_layer in zip(*(flow.couplings.layers_in_order() for flow in flows), strict=True):
+            first = same_layer[0]
+            rule = zuko_knots if first.library == "zuko" else nflows_knots
+            networks = [layer.conditioner for layer in same_layer]
+            self.layers.append(CouplingSpline(first.moved, networks, rule, first.bins))
 
     def forward(
-        self, u: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
+        self,
+        u: Float[Tensor, "jets coordinates"],
+        c: Float[Tensor, "jets conditions"],
+        flavour: Int[Tensor, " jets"],
     ) -> Float[Tensor, "jets coordinates"]:
         for layer in self.layers:
-            u = layer(u, c)
+            u = layer(u, c, flavour)
         return u
 
 
-def _coupling_layers(flow: FlowMap) -> list[CouplingSpline]:
-    couplings = flow.couplings
-    if isinstance(couplings, NflowsCouplings):
-        return [
-            CouplingSpline(
-                int(layer.transform_features),
-                layer.transform_net.network,
-                layer.num_bins,
-                of_nflows=True,
-                width=layer.transform_net.hidden_features,
-            )
-            for layer in couplings.stack._transforms
-        ]
-    layers = []
-    for layer in couplings.layers:
-        moved, bins = int((~layer.mask).nonzero()), int(layer.shapes[0][0])  # type: ignore[operator,index]
-        layers.append(CouplingSpline(moved, layer.hyper, bins, of_nflows=False, width=0))  # type: ignore[arg-type]
-    return layers
+class EveryMap(nn.Module):
+    """Maps of families that an exporter can follow as they are: all of them, and each jet keeps its own."""
+
+    def __init__(self, maps: FlavourMaps) -> None:
+        super().__init__()
+        self.maps = maps.maps
+
+    def forward(
+        self,
+        u: Float[Tensor, "jets coordinates"],
+        c: Float[Tensor, "jets conditions"],
+        flavour: Int[Tensor, " jets"],
+    ) -> Float[Tensor, "jets coordinates"]:
+        moved = u
+        for index, transport in enumerate(self.maps):
+            moved = torch.where((flavour == index)[:, None], transport(u, c), moved)
+        return moved
 
 
-def as_arithmetic(calibration_map: CalibrationMap) -> nn.Module:
-    """The map as a module that an exporter can follow: (u, c) -> T(u | c)."""
-    return FlowGraph(calibration_map) if isinstance(calibration_map, FlowMap) else calibration_map
+def as_arithmetic(maps: FlavourMaps) -> nn.Module:
+    """The maps as a module that an exporter can follow: (u, c, flavour 0 to 3) -> T(u | c)."""
+    flows = [m for m in maps.maps if isinstance(m, FlowMap)]
+    return FlowGraph(flows) if len(flows) == len(maps.maps) else EveryMap(maps)
 
 
 class CalibratorGraph(nn.Module):
@@ -167,7 +210,7 @@ class CalibratorGraph(nn.Module):
     def __init__(self, calibration: Calibration) -> None:
         super().__init__()
         self.frame = calibration.frame
-        self.maps = nn.ModuleList(as_arithmetic(calibration.nominal.of(k)) for k in range(len(FLAVOURS)))
+        self.maps = as_arithmetic(calibration.nominal)
 
     def forward(
         self,
@@ -177,12 +220,14 @@ class CalibratorGraph(nn.Module):
         eta: Float[Tensor, " jets"],
     ) -> Float[Tensor, "jets classes"]:
         """ln p of simulated jets as it would look in data, everything float64."""
-        u = self.frame.enter(log_probability)
-        c = torch.stack(condition_columns(pt_gev, eta.abs(), torch), dim=1)
-        moved = torch.full_like(u, torch.nan)
-        for index, transport in enumerate(self.maps):
-            moved = torch.where((flavour == index)[:, None], transport(u, c), moved)
-        return self.frame.leave(moved)
+        unscaled = torch.stack(unscaled_conditions(pt_gev, eta.abs(), torch), dim=1)
+        known = (flavour >= 0) & (flavour < len(FLAVOURS))
+        moved = self.maps(
+            self.frame.enter(log_probability),
+            unscaled / unscaled.new_tensor(CONDITION_SCALE),
+            torch.where(known, flavour, 0),
+        )
+        return torch.where(known[:, None], self.frame.leave(moved), torch.nan)
 
 
 def write_calibrator(calibration: Calibration, path: Path) -> Path:
@@ -201,7 +246,7 @@ def write_calibrator(calibration: Calibration, path: Path) -> Path:
     metadata = {
         "classes": list(FLAVOURS),
         "inputs": {
-            "log_probability": "natural logarithm of the tagger's class probabilities, in the order of 'classes'",
+            "log_probability": "ln of the tagger's class probabilities, in the order of 'classes'",
             "flavour": "index of the true class: simulation only; -1 gives NaN",
             "pt_gev": "GeV",
             "eta": "",

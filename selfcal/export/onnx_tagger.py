@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import track_field_unit
+from selfcal.errors import ConfigError
 from selfcal.export.onnx_graph import write_onnx
 from selfcal.tagger.batching import unlabelled_batch
 from selfcal.tagger.bundle import TaggerBundle
@@ -65,21 +66,26 @@ class TaggerGraph(nn.Module):
             valid,
             (jet_features - self.jet_mean) / self.jet_width,
         )
-        logits = self.model(batch, with_origin=False).logits
+        logits = self.model(batch, with_origin=False, with_vertex=False).logits
         logits = torch.where(bad[:, None], torch.nan, logits)
         log_probability = logits.log_softmax(dim=1)
         discriminant = discriminant_b(log_probability, self.config.charm_fraction, self.config.tau_fraction)
         return log_probability, logits.softmax(dim=1), discriminant
 
 
-def write_tagger(
-    bundle: TaggerBundle, path: Path, working_points: Sequence[Mapping[str, Any]] = ()
-) -> Path:
+def write_tagger(bundle: TaggerBundle, path: Path, working_points: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write the tagger as ONNX: inputs ``jet``, ``tracks``, ``valid``; outputs :data:`OUTPUTS`.
 
     Numbers of jets and of tracks are free, zero tracks included. The metadata name
-    fields, units, classes, the fractions in D_b, and the thresholds ``working_points``.
+    fields, units, classes, the fractions in D_b, and the thresholds ``working_points``
+    (rows with ``working_point`` and ``threshold``).
+
+    Raises
+    ------
+    ConfigError
+        If the network has steps that no ONNX graph with free numbers of tracks can take.
     """
+    refuse_inexpressible(bundle)
     fields = bundle.inputs.track_fields
     example = {
         "jet": torch.full((2, 2), 50.0),
@@ -95,6 +101,17 @@ def write_tagger(
         OUTPUTS,
         tagger_metadata(bundle, working_points),
     )
+
+
+def refuse_inexpressible(bundle: TaggerBundle) -> None:
+    """Recurrent layers along sorted tracks and lists of track pairs depend on the data: no fixed graph."""
+    if bundle.config.kind == "recurrent" or bundle.config.attention_bias:
+        raise ConfigError(
+            "this network has no ONNX form",
+            where="tagger.kind, tagger.attention_bias",
+            expected="a transformer without attention bias, or Deep Sets",
+            fix="score with `selfcal predict`, or train one of these",
+        )
 
 
 def tagger_metadata(bundle: TaggerBundle, working_points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -117,6 +134,7 @@ def tagger_metadata(bundle: TaggerBundle, working_points: Sequence[Mapping[str, 
         "normalisation": "inside the graph",
         "discriminant_b_fractions": {"f_c": config.charm_fraction, "f_tau": config.tau_fraction},
         "working_points": [
-            {"efficiency": row["working_point"], "discriminant_b_min": row["threshold"]} for row in working_points
+            {"efficiency": row["working_point"], "discriminant_b_min": row["threshold"]}
+            for row in working_points
         ],
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
+from selfcal.export.onnx_export import export_onnx
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
@@ -42,6 +43,7 @@ def run_export(context: RunContext) -> list[Path]:
         context.config.export,
     )
     done = [export(results) for export in EXPORTERS]
+    done.append(export_onnx(folder, context.directory.checkpoints / "tagger_final"))
     for exported in done:
         if exported.skipped:
             context.say(f"export: no {exported.format}: {exported.skipped}")

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfcal.data.flavours import UNLABELLED
 from selfcal.data.jets import ORIGINS, Jets
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, compute_features
 
@@ -52,9 +53,10 @@ def unlabelled_batch(
     jet: Float[Tensor, "jets jet_features"],
 ) -> JetBatch:
     """Normalised inputs alone as a batch: nothing is known of the truth, and all weights are one."""
-    unknown = torch.full_like(valid, -1, dtype=torch.int64)
-    no_flavour = torch.full_like(jet[:, 0], -1, dtype=torch.int64)
-    return JetBatch(tracks, valid, jet, no_flavour, unknown, torch.ones_like(jet[:, 0]))
+    origin = torch.full_like(valid, -1, dtype=torch.int64)
+    vertex = torch.full_like(valid, UNKNOWN_VERTEX, dtype=torch.int64)
+    flavour = torch.full_like(jet[:, 0], UNLABELLED, dtype=torch.int64)
+    return JetBatch(tracks, valid, jet, flavour, origin, vertex, torch.ones_like(jet[:, 0]))
 
 
 @dataclass(frozen=True)

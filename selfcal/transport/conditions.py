@@ -17,18 +17,21 @@ from selfcal.transport.simplex import log_probability_from_coordinates, log_rati
 CONDITIONS = 2
 """Number of conditioning features: pT and |eta|."""
 
+CONDITION_SCALE = (0.5, 0.7)
+"""Their spreads, by which they are divided."""
+
 
 def condition_features(
     pt_gev: NDArray[np.floating], abs_eta: NDArray[np.floating]
 ) -> Float[Tensor, "jets conditions"]:
     """(ln(pT / 45 GeV) / 0.5, (|eta| - 1) / 0.7): of order one for b-tagging jets, (N, 2) float64."""
-    columns = condition_columns(np.asarray(pt_gev, np.float64), np.asarray(abs_eta, np.float64), np)
-    return torch.from_numpy(np.stack(columns, axis=1))
+    columns = unscaled_conditions(np.asarray(pt_gev, np.float64), np.asarray(abs_eta, np.float64), np)
+    return torch.from_numpy(np.stack(columns, axis=1) / np.array(CONDITION_SCALE))
 
 
-def condition_columns(pt_gev: Any, abs_eta: Any, xp: Any) -> list[Any]:
-    """The columns of :func:`condition_features`, as arrays of the module ``xp`` (numpy or torch)."""
-    return [xp.log(pt_gev / 45.0) / 0.5, (abs_eta - 1.0) / 0.7]
+def unscaled_conditions(pt_gev: Any, abs_eta: Any, xp: Any) -> list[Any]:
+    """ln(pT / 45 GeV) and |eta| - 1 as arrays of the module ``xp`` (numpy or torch)."""
+    return [xp.log(pt_gev / 45.0), abs_eta - 1.0]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,6 +19,16 @@ from selfcal.transport.maps import CalibrationMap
 
 SPLINE_BOUND = 5.0
 """Splines act within this many standard deviations; the identity continues outside."""
+
+
+@dataclass(frozen=True)
+class CouplingLayer:
+    """One coupling layer laid open: the coordinate that it moves, and the network that gives its knots."""
+
+    moved: int
+    conditioner: nn.Module
+    bins: int
+    library: str
 
 
 class Couplings(Protocol):
@@ -59,6 +70,14 @@ class ZukoCouplings(nn.Module):
             last: nn.Linear = layer.hyper[-1]  # type: ignore[assignment,index]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+
+    def layers_in_order(self) -> list[CouplingLayer]:
+        """The layers, first to last."""
+        found = []
+        for layer in self.layers:
+            moved, bins = int((~layer.mask).nonzero()), int(layer.shapes[0][0])  # type: ignore[operator,index]
+            found.append(CouplingLayer(moved, layer.hyper, bins, "zuko"))  # type: ignore[arg-type]
+        return found
 
     def forward_and_log_det(
         self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
@@ -115,6 +134,15 @@ class NflowsCouplings(nn.Module):
                 bias = last.bias.view(-1, 3 * config.spline_bins - 1)
                 bias.zero_()
                 bias[:, 2 * config.spline_bins :] = unit_slope
+
+    def layers_in_order(self) -> list[CouplingLayer]:
+        """The layers, first to last."""
+        return [
+            CouplingLayer(
+                int(layer.transform_features), layer.transform_net.network, layer.num_bins, "nflows"
+            )
+            for layer in self.stack._transforms
+        ]
 
     def forward_and_log_det(
         self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]

@@ -10,6 +10,7 @@ import torch
 
 from selfcal.config.run import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
+from selfcal.errors import ConfigError
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
@@ -19,6 +20,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'"
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
 
 from selfcal.export.onnx_tagger import write_tagger  # noqa: E402
+from tests.conftest import make_synthetic_jets  # noqa: E402
 
 POINTS = [{"working_point": 0.77, "threshold": 1.25}]
 
@@ -34,17 +36,21 @@ def onnx_inputs(jets, index) -> dict[str, np.ndarray]:
     return {"jet": np.stack([jets.pt_gev, jets.eta], 1)[index], "tracks": tracks, "valid": valid}
 
 
-@pytest.fixture(scope="module")
-def bundle_and_session(tmp_path_factory):
-    from tests.conftest import make_synthetic_jets
-
-    jets = make_synthetic_jets(8, jets=500)
+def make_bundle(jets, **choices) -> TaggerBundle:
     inputs = common_inputs([jets])
     normalisation = Normalisation.measure([compute_features(jets, inputs)])
-    config = TaggerConfig(charm_fraction=0.15, tau_fraction=0.0)
-    bundle = TaggerBundle(config, inputs, normalisation, build_tagger(config, inputs, seed=4).eval())
+    config = TaggerConfig(charm_fraction=0.15, tau_fraction=0.0, **choices)
+    bundle = TaggerBundle(
+        config, inputs, normalisation, build_tagger(config, inputs, normalisation, seed=4).eval()
+    )
     with torch.no_grad():
         bundle.model.flavour.weight *= 20  # probabilities near 0 and 1, as after a training
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def bundle_and_session(tmp_path_factory):
+    bundle = make_bundle(make_synthetic_jets(8, jets=500))
     path = write_tagger(bundle, tmp_path_factory.mktemp("onnx") / "tagger.onnx", POINTS)
     return bundle, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -127,3 +133,17 @@ def test_the_metadata_say_how_to_call_it(bundle_and_session):
     assert described["working_points"] == [{"efficiency": 0.77, "discriminant_b_min": 1.25}]
     assert [i.name for i in session.get_inputs()] == ["jet", "tracks", "valid"]
     assert [o.name for o in session.get_outputs()] == list(described["outputs"])
+
+
+def test_deep_sets_too(make_jets, tmp_path):
+    bundle = make_bundle(make_jets(8, jets=500), kind="deep_sets")
+    session = onnxruntime.InferenceSession(write_tagger(bundle, tmp_path / "tagger.onnx"))
+    jets = make_jets([0, 0, 1, 30, *np.random.default_rng(2).poisson(8, 500)], seed=2)
+    assert largest_deviation(bundle, session, jets, batch=100) <= 1e-5
+
+
+@pytest.mark.parametrize("choices", [{"kind": "recurrent"}, {"attention_bias": True}])
+def test_a_network_that_cannot_be_exported_is_refused_by_name(make_jets, tmp_path, choices):
+    with pytest.raises(ConfigError, match=r"ONNX"):
+        write_tagger(make_bundle(make_jets(8, jets=50), **choices), tmp_path / "tagger.onnx")
+    assert not list(tmp_path.iterdir())
