@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from selfcal.config.base import Configured
 from selfcal.config.card import FlavourName
 from selfcal.generate.theta import DetectorParameters
+from selfcal.sbi.parameters import PRIORS
 
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -223,6 +224,30 @@ class CalibrationConfig(Configured):
     bootstraps: Annotated[int, Field(ge=2)] = 10
     bootstrap_steps: PositiveInt = 60
     workers: Annotated[int, Field(ge=0)] = 0
+
+
+class InferenceConfig(Configured):
+    """What the detector does differently in data, inferred before the map from tracks that carry
+    little lifetime (train fold), and taken over into the simulation.
+
+    ``prior_width`` changes prior widths of single parameters. ``modelling_error`` is the relative error
+    of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the generator may be
+    wrong by. ``points`` is the number of detectors simulated for the emulator.
+    """
+
+    enabled: bool = False
+    model: Literal["smearing"] = "smearing"
+    points: PositiveInt = 160
+    prior_width: dict[str, Positive] = {}
+    modelling_error: Annotated[float, Field(ge=0)] = 0.02
+    multiplicity_error: Annotated[float, Field(ge=0)] = 0.03
+    chain_check: bool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if unknown := sorted(set(self.prior_width) - set(PRIORS)):
+            raise ValueError(f"'prior_width' names {unknown}, known are {list(PRIORS)}")
+        return self
 
 
 class FitConfig(Configured):

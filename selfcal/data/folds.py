@@ -23,7 +23,7 @@ class Fold(IntEnum):
     MEASURE = 2
 
 
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection with full avalanche."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -35,8 +35,8 @@ def event_hash(
 ) -> NDArray[np.uint64]:
     """64-bit hash of (dataset, run, event), the same on every machine."""
     seed = np.uint64(zlib.crc32(dataset.encode()))
-    return _splitmix64(
-        _splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64)
+    return splitmix64(
+        splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64)
     )
 
 

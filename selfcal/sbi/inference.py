@@ -1,0 +1,196 @@
+"""From simulated and observed tracks to the posterior of the smearing parameters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.config.run import InferenceConfig
+from selfcal.data.jets import Jets
+from selfcal.run.atomic import read_arrays, write_arrays
+from selfcal.sbi.binned_likelihood import (
+    BinnedLikelihood,
+    LaplaceFit,
+    Observation,
+    build_likelihood,
+    fit_laplace,
+)
+from selfcal.sbi.donors import Donors, collect_donors
+from selfcal.sbi.emulator import QuadraticEmulator, fit_emulator, gaussian_design, n_terms
+from selfcal.sbi.noise import draw_noise
+from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
+from selfcal.sbi.posterior import Posterior
+from selfcal.sbi.smearing import smear
+from selfcal.sbi.summaries import Counts, count_samples
+
+Floats = NDArray[np.float64]
+Progress = Callable[[int], None]
+CHUNK = 16
+"""Points of a design per file: what a killed inference loses at most."""
+SECOND_REACH = 3.0
+"""Width of the second design in standard deviations of the first posterior ..."""
+SECOND_WIDTH_MIN = 0.1
+"""... at least this part of the prior's width, at most all of it."""
+
+
+@dataclass(frozen=True)
+class RegionTracks:
+    """Simulated and observed jets of one region, and the prior of its composition, (F,) each."""
+
+    name: str
+    simulation: Sequence[Jets]
+    data: Sequence[Jets]
+    fractions: Floats
+    relative_width: Floats
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What :func:`infer_smearing` finds."""
+
+    posterior: Posterior
+    donors: Donors
+    likelihood: BinnedLikelihood
+    fit: LaplaceFit
+
+
+class SmearedRates:
+    """θ -> rates per jet of all regions, flavours and bins, (R F B,)."""
+
+    def __init__(self, regions: Sequence[RegionTracks], donors: Donors, seed: int) -> None:
+        self.donors, self.seed = donors, seed
+        self.samples = [[(jets, draw_noise(jets, seed)) for jets in region.simulation] for region in regions]
+
+    def __call__(self, theta: Floats) -> Floats:
+        parameters = SmearingParameters.from_vector(theta)
+        rates = []
+        for region in self.samples:
+            smeared = [smear(jets, parameters, self.donors, self.seed, noise) for jets, noise in region]
+            counts = count_samples(smeared, with_spread=False)
+            rates.append(per_jet(counts))
+        return np.concatenate([rate.ravel() for rate in rates])
+
+
+def per_jet(counts: Counts) -> Floats:
+    """Mean number of tracks per jet, (F, B); zero where there is no jet of a flavour."""
+    return np.asarray(counts.total / np.maximum(counts.jets, 1e-12)[:, None])
+
+
+def infer_smearing(
+    regions: Sequence[RegionTracks],
+    config: InferenceConfig,
+    seed: int,
+    *,
+    scratch: Path | None = None,
+    on_point: Progress = lambda _: None,
+) -> Inference:
+    """Two designs: one as wide as the prior, one around what the first finds.
+
+    The first emulator has no products of parameters. With ``scratch`` every ``CHUNK`` points leave
+    a file there, named by everything that decides them, and are not evaluated again.
+
+    Raises
+    ------
+    DataError
+        If fields are absent or there are no tracks.
+    FitError
+        If the fit does not converge.
+    """
+    donors = collect_donors([jets for region in regions for jets in region.simulation], seed)
+    observations = [
+        Observation(
+            region.name,
+            count_samples(region.data).pooled(),
+            count_samples(region.simulation),
+            region.fractions,
+            region.relative_width,
+        )
+        for region in regions
+    ]
+    rates = SmearedRates(regions, donors, seed)
+    identity = _identity(observations, seed)
+    nominal, widths = NOMINAL.vector(), prior_widths(config.prior_width)
+    centre, reach = nominal, widths
+    done = 0
+    start: Floats | None = None
+    for number, points in enumerate(design_sizes(config), start=1):
+        cross = number == 2
+        design = gaussian_design(centre, reach, points, seed + number)
+        # What the smearing model cannot do (a negative rate) is evaluated at its nearest neighbour.
+        design = np.stack([SmearingParameters.from_vector(theta).vector() for theta in design])
+        outputs = _evaluate(rates, design, scratch, identity, done, on_point)
+        done += points
+        emulator = fit_emulator(design, outputs, centre, reach, cross=cross)
+        likelihood = build(observations, emulator, nominal, widths, config)
+        fit = fit_laplace(likelihood, start)
+        start = fit.best
+        size = len(PARAMETERS)
+        sigma = np.sqrt(np.diag(fit.covariance)[:size])
+        centre = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
+        reach = widths * np.clip(SECOND_REACH * sigma, SECOND_WIDTH_MIN, 1.0)
+    covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
+    return Inference(Posterior(centre, covariance, widths), donors, likelihood, fit)
+
+
+def build(
+    observations: Sequence[Observation],
+    emulator: QuadraticEmulator,
+    nominal: Floats,
+    widths: Floats,
+    config: InferenceConfig,
+) -> BinnedLikelihood:
+    """The likelihood with the configured errors."""
+    return build_likelihood(
+        observations,
+        emulator,
+        nominal,
+        widths,
+        modelling_error=config.modelling_error,
+        multiplicity_error=config.multiplicity_error,
+    )
+
+
+def design_sizes(config: InferenceConfig) -> tuple[int, int]:
+    """Points of both designs; the second one at least 1.4 per term of its emulator."""
+    first, second = (n_terms(len(PARAMETERS), cross=cross) for cross in (False, True))
+    return max(int(2 * first), config.points // 3), max(int(1.4 * second), config.points)
+
+
+def _identity(observations: Sequence[Observation], seed: int) -> str:
+    digest = hashlib.sha256(f"{seed} {PARAMETERS}".encode())
+    for one in observations:
+        for counts in (one.simulation, one.data):
+            digest.update(counts.total.tobytes() + counts.spread.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _evaluate(
+    rates: SmearedRates,
+    design: Floats,
+    scratch: Path | None,
+    identity: str,
+    done: int,
+    on_point: Progress,
+) -> Floats:
+    outputs: list[Floats] = []
+    for first in range(0, len(design), CHUNK):
+        chunk = design[first : first + CHUNK]
+        key = hashlib.sha256(identity.encode() + chunk.tobytes()).hexdigest()[:20]
+        path = scratch / f"points-{key}.safetensors" if scratch is not None else None
+        if path is not None and path.exists():
+            outputs.append(read_arrays(path)["rates"])
+        else:
+            values = []
+            for theta in chunk:
+                values.append(rates(theta))
+                on_point(done + first + len(values))
+            outputs.append(np.stack(values))
+            if path is not None:
+                write_arrays(path, {"rates": outputs[-1]})
+        on_point(done + first + len(chunk))
+    return np.concatenate(outputs)

@@ -1,0 +1,226 @@
+"""The smearing model: exactly nothing at the nominal values, and what its formulas promise elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from selfcal.data.jets import ORIGINS
+from selfcal.errors import DataError
+from selfcal.sbi.donors import collect_donors
+from selfcal.sbi.noise import draw_noise, hashed_uniform, poisson_quantile
+from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
+from selfcal.sbi.smearing import smear
+from selfcal.sbi.track_columns import column
+
+EVERYTHING = SmearingParameters(
+    d0_core_scale_low=1.1,
+    d0_core_scale_high=0.9,
+    z0_core_scale_low=1.2,
+    z0_core_scale_high=0.95,
+    tail_scale_low=2.0,
+    tail_scale_high=0.5,
+    far_tail_scale=3.0,
+    d0_bias_mm=0.003,
+    z0_bias_mm=-0.01,
+    efficiency_shift=-0.05,
+    innermost_efficiency_shift=-0.03,
+    pileup_scale=1.5,
+    fake_scale=2.0,
+)
+
+
+@pytest.fixture(scope="module")
+def jets(make_toy_jets):
+    return make_toy_jets(8000, seed=1)
+
+
+@pytest.fixture(scope="module")
+def donors(jets):
+    return collect_donors([jets], seed=3)
+
+
+def primary(jets):
+    return jets.track_origin == ORIGINS.index("primary")
+
+
+def test_nominal_parameters_return_the_same_jets(jets, donors):
+    assert smear(jets, SmearingParameters(), donors, seed=1) is jets
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_vanishing_change_moves_almost_nothing(jets, donors, name):
+    values = SmearingParameters().vector()
+    values[PARAMETERS.index(name)] += 1e-8
+    moved = smear(jets, SmearingParameters.from_vector(values), donors, seed=1)
+    assert abs(len(moved.tracks) - len(jets.tracks)) <= 1
+    if len(moved.tracks) == len(jets.tracks):
+        assert np.median(np.abs(moved.tracks - jets.tracks)) < 1e-5
+
+
+def test_the_result_of_a_jet_is_its_own(jets, donors):
+    """Neither the other jets nor their order matter; another seed does."""
+    some = np.random.default_rng(2).permutation(len(jets))[:500]
+    whole = smear(jets, EVERYTHING, donors, seed=7)
+    alone = smear(jets.select(some), EVERYTHING, donors, seed=7)
+    assert np.array_equal(whole.select(some).tracks, alone.tracks)
+    assert np.array_equal(whole.select(some).track_origin, alone.track_origin)
+    assert np.array_equal(whole.select(some).track_offsets, alone.track_offsets)
+    other = smear(jets.select(some), EVERYTHING, donors, seed=8)
+    assert len(other.tracks) != len(alone.tracks) or not np.array_equal(other.tracks, alone.tracks)
+    given = smear(jets, EVERYTHING, donors, seed=7, noise=draw_noise(jets, 7))
+    assert np.array_equal(given.tracks, whole.tracks)
+
+
+def test_jets_themselves_stay(jets, donors):
+    moved = smear(jets, EVERYTHING, donors, seed=1)
+    for name in ("pt_gev", "eta", "flavour", "weight", "event", "jet_index"):
+        assert np.array_equal(getattr(moved, name), getattr(jets, name))
+    assert moved.track_offsets[-1] == len(moved.tracks) == len(moved.track_origin) == len(moved.track_vertex)
+
+
+@pytest.mark.parametrize("scale", [1.3, 0.8])
+@pytest.mark.parametrize(("name", "parameter"), [("d0", "d0_core"), ("z0SinTheta", "z0_core")])
+def test_core_scale_scales_the_width_of_primary_tracks(jets, donors, scale, name, parameter):
+    changed = {f"{parameter}_scale_{band}": scale for band in ("low", "high")}
+    moved = smear(jets, SmearingParameters(**changed), donors, seed=1)
+    chosen = primary(jets)
+    before, after = (column(sample, name)[chosen].astype(float) for sample in (jets, moved))
+    assert after.std() / before.std() == pytest.approx(scale, abs=0.01)
+
+
+def test_secondary_tracks_are_never_shrunk(jets, donors):
+    parameters = SmearingParameters(d0_core_scale_low=0.7, d0_core_scale_high=0.7, tail_scale_low=0.0)
+    moved = smear(jets, parameters, donors, seed=1)
+    assert np.array_equal(moved.tracks[~primary(jets)], jets.tracks[~primary(jets)])
+    assert not np.array_equal(moved.tracks[primary(jets)], jets.tracks[primary(jets)])
+
+
+def test_significances_follow_the_impact_parameters(jets, donors):
+    """sigma = |x / significance| stays unless the innermost hit is lost, the jet's side always."""
+    parameters = EVERYTHING.model_copy(
+        update={
+            "innermost_efficiency_shift": 0.0,
+            "efficiency_shift": 0.0,
+            "pileup_scale": 1.0,
+            "fake_scale": 1.0,
+        }
+    )
+    moved = smear(jets, parameters, donors, seed=1)
+    for value, significance in (
+        ("d0", "lifetimeSignedD0Significance"),
+        ("z0SinTheta", "lifetimeSignedZ0SinThetaSignificance"),
+    ):
+        known = np.abs(column(jets, significance)) > 1e-2
+        known &= np.abs(column(moved, significance)) > 1e-2
+        ratio = [column(s, value)[known] / column(s, significance)[known] for s in (jets, moved)]
+        assert np.allclose(ratio[0], ratio[1], rtol=1e-4)
+
+
+def test_tail_scale_widens_the_promised_share(jets, donors):
+    moved = smear(jets, SmearingParameters(tail_scale_low=5.0, tail_scale_high=5.0), donors, seed=1)
+    changed = column(moved, "d0") != column(jets, "d0")
+    n = len(changed)
+    assert changed.mean() == pytest.approx(0.06 * 4, abs=4 * np.sqrt(0.24 * 0.76 / n))
+    chosen = primary(jets) & changed
+    sigma = np.abs(column(jets, "d0") / column(jets, "lifetimeSignedD0Significance"))[chosen]
+    assert (column(moved, "d0")[chosen] / sigma).std() == pytest.approx(2.0, abs=0.06)
+
+
+def test_tail_scale_zero_pulls_all_primary_tails_in(jets, donors):
+    moved = smear(
+        jets, SmearingParameters(tail_scale_low=0.0, tail_scale_high=0.0, far_tail_scale=0.0), donors, seed=1
+    )
+    significance = np.abs(column(moved, "lifetimeSignedD0Significance"))[primary(jets)]
+    before = np.abs(column(jets, "lifetimeSignedD0Significance"))[primary(jets)]
+    assert (before > 2.5).sum() > 100
+    assert (significance > 2.5 + 1e-3).sum() == (before > 5).sum() == 0
+
+
+def test_bias_is_added(jets, donors):
+    moved = smear(jets, SmearingParameters(d0_bias_mm=0.01), donors, seed=1)
+    assert np.allclose(column(moved, "d0") - column(jets, "d0"), 0.01, atol=1e-5)
+    assert np.array_equal(column(moved, "z0SinTheta"), column(jets, "z0SinTheta"))
+
+
+def test_lost_and_added_tracks_have_the_promised_rates(jets, donors):
+    counts = np.bincount(jets.track_origin, minlength=len(ORIGINS))
+
+    def share(**changed):
+        moved = smear(jets, SmearingParameters(**changed), donors, seed=1)
+        return np.bincount(moved.track_origin, minlength=len(ORIGINS)) / np.maximum(counts, 1)
+
+    kinds = {name: ORIGINS.index(name) for name in ("pileup", "fake", "primary")}
+    for changed, expected in (
+        ({"pileup_scale": 1.4}, {"pileup": 1.4, "fake": 1.0, "primary": 1.0}),
+        ({"pileup_scale": 0.6}, {"pileup": 0.6, "fake": 1.0, "primary": 1.0}),
+        ({"fake_scale": 3.0}, {"pileup": 1.0, "fake": 3.0, "primary": 1.0}),
+        ({"efficiency_shift": -0.1}, {"pileup": 0.9, "fake": 0.9, "primary": 0.9}),
+    ):
+        found = share(**changed)
+        for name, value in expected.items():
+            error = 5 * np.sqrt(max(abs(value - 1), 0.0) * max(value, 1.0) / counts[kinds[name]])
+            assert found[kinds[name]] == pytest.approx(value, abs=error + 1e-12), (changed, name)
+    more = smear(jets, SmearingParameters(efficiency_shift=0.1), donors, seed=1)
+    assert len(more.tracks) / len(jets.tracks) == pytest.approx(1.1, abs=0.01)
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.05])
+def test_innermost_efficiency_shift_moves_tracks_between_categories(jets, donors, shift):
+    moved = smear(jets, SmearingParameters(innermost_efficiency_shift=shift), donors, seed=1)
+    with_hit = [column(s, "numberOfInnermostPixelLayerHits") > 0 for s in (jets, moved)]
+    assert with_hit[1].mean() - with_hit[0].mean() == pytest.approx(shift, abs=0.006)
+    difference = column(moved, "numberOfPixelHits") - column(jets, "numberOfPixelHits")
+    assert np.array_equal(difference, with_hit[1].astype(float) - with_hit[0].astype(float))
+    assert np.array_equal(moved.tracks[with_hit[0] == with_hit[1]], jets.tracks[with_hit[0] == with_hit[1]])
+    # Their pulls keep unit width: resolution and residual change together.
+    changed = (with_hit[0] != with_hit[1]) & primary(jets)
+    assert column(moved, "lifetimeSignedD0Significance")[changed].std() == pytest.approx(1.0, abs=0.06)
+
+
+def test_simulation_without_truth_origins_is_smeared_too(make_toy_jets):
+    jets = make_toy_jets(4000, seed=1)
+    blind = replace(jets, track_origin=np.full_like(jets.track_origin, -1))
+    donors = collect_donors([blind], seed=1)
+    moved = smear(blind, EVERYTHING, donors, seed=1)
+    assert np.isfinite(moved.tracks).all()
+    shrunk = smear(blind, SmearingParameters(d0_core_scale_low=0.8, d0_core_scale_high=0.8), donors, seed=1)
+    assert np.array_equal(shrunk.tracks, blind.tracks)
+    more = smear(blind, SmearingParameters(fake_scale=5.0), donors, seed=1)
+    assert len(more.tracks) > len(blind.tracks)
+
+
+def test_a_track_without_significance_gets_the_typical_resolution(jets, donors):
+    tracks = jets.tracks.copy()
+    tracks[0, jets.track_fields.index("d0")] = 0.0
+    tracks[0, jets.track_fields.index("lifetimeSignedD0Significance")] = 0.0
+    moved = smear(replace(jets, tracks=tracks), SmearingParameters(d0_bias_mm=0.02), donors, seed=1)
+    significance = column(moved, "lifetimeSignedD0Significance")[0]
+    assert 0.1 < abs(significance) < 2
+    assert np.sign(significance) == -np.sign(column(jets, "dphi")[0])
+
+
+def test_missing_fields_are_named(jets, donors):
+    lacking = replace(jets, tracks=jets.tracks[:, 1:], track_fields=jets.track_fields[1:])
+    with pytest.raises(DataError, match="d0"):
+        smear(lacking, EVERYTHING, donors, seed=1)
+
+
+def test_poisson_quantile_is_the_inverse_of_the_distribution():
+    from scipy import stats
+
+    generator = np.random.default_rng(1)
+    uniform, mean = generator.uniform(size=2000), generator.uniform(0, 3, 2000)
+    assert np.array_equal(poisson_quantile(uniform, mean), stats.poisson.ppf(uniform, mean))
+    assert np.array_equal(poisson_quantile(uniform, np.zeros(2000)), np.zeros(2000))
+
+
+def test_streams_are_even_and_independent():
+    key = np.arange(20000, dtype=np.uint64)
+    a, b = hashed_uniform(key, 0), hashed_uniform(key, 1)
+    for stream in (a, b):
+        assert np.histogram(stream, 20, (0, 1))[0].std() < 1.6 * np.sqrt(1000)
+    assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(20000)
+    assert ((a > 0) & (a < 1)).all()
