@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import reporter_for
 from selfcal.run.stages import Stage, StageState, input_digests, run_stages, stage_states
 from selfcal.study.pipeline import DESCRIPTIONS, pipeline, stages_for_verb
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Environment variable by which a process knows that torchrun has started it."""
 
 
 def context_of(options: Options, loaded: LoadedRun) -> RunContext:
@@ -48,6 +52,13 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
         _show_plan(verb, options, loaded, context)
         return
     _refuse_early(verb, context)
+    if TORCHRUN in os.environ:
+        _execute_together(verb, options, loaded, context)
+    else:
+        _execute_stages(verb, options, loaded, context)
+
+
+def _execute_stages(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:
     with context.directory.lock():
         stages = pipeline(context) if verb == "run" else stages_for_verb(context, verb)
         if not all(state.current for state in stage_states(stages, context)):
@@ -56,6 +67,26 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
             context.directory.write_provenance(loaded.config.seed, ["selfcal", *sys.argv[1:]], inputs)
         done = run_stages(stages, context)
     _show_outcome(options, context, stages, done)
+
+
+def _execute_together(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:
+    """One of ``torchrun``'s processes: the first does what it would do alone, the others train with it."""
+    if verb != "train":
+        raise ConfigError(
+            f"'{verb}' is nothing that several processes of torchrun can share",
+            expected="torchrun ... selfcal train",
+            fix=f"run 'selfcal {verb}' without torchrun",
+        )
+    from selfcal.training.processes import joined
+    from selfcal.training.stage import TRAIN, assist_training
+
+    with joined() as processes:
+        if processes.rank == 0:
+            _execute_stages(verb, options, loaded, context)
+            processes.announce("done")
+        else:
+            while processes.announce("") == TRAIN:
+                assist_training(context)
 
 
 def _refuse_early(verb: str, context: RunContext) -> None:

@@ -140,8 +140,24 @@ class TaggerConfig(Configured):
         return self
 
 
+BestBy = Literal[
+    "validation_flavour_loss",
+    "validation_total_loss",
+    "auc_b_light",
+    "charm_rejection_70",
+    "light_rejection_70",
+]
+
+
 class TrainingConfig(Configured):
-    """Stage 0: the tagger alone, on the train fold of the simulation."""
+    """Stage 0: the tagger alone, on the train fold of the simulation.
+
+    The weights of the epoch that is best by ``best_by`` are kept; after ``patience`` epochs without a better
+    one the training stops early (never, if not given). A jet's weight is multiplied by what brings the
+    (pT, |eta|) spectrum of its flavour to that of ``match_kinematics_to``, in ``kinematic_bins`` quantiles
+    of each and by at most ``kinematic_weight_max``; then by what gives all flavours the same total, if
+    ``balance_flavours``; then by its flavour's entry of ``flavour_weights``.
+    """
 
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 256
@@ -152,7 +168,15 @@ class TrainingConfig(Configured):
     origin_loss_weight: Annotated[float, Field(ge=0)] = 0.5
     vertex_loss_weight: Annotated[float, Field(ge=0)] = 1.5
     balance_flavours: bool = False
+    flavour_weights: dict[FlavourName, Positive] = {}
+    match_kinematics_to: FlavourName | None = None
+    kinematic_bins: PositiveInt = 10
+    kinematic_weight_max: Positive = 10.0
     validation_fraction: Probability = 0.1
+    best_by: BestBy = "validation_flavour_loss"
+    patience: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class JointConfig(Configured):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ class JetBatch:
 
     def __len__(self) -> int:
         return len(self.jet)
+
+    def to(self, device: torch.device) -> JetBatch:
+        """The same batch on another device."""
+        return JetBatch(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
 
 
 def unlabelled_batch(

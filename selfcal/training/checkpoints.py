@@ -34,7 +34,8 @@ class TrainingState:
     epoch, step_in_epoch : the next step to be done
     history : the metrics of every finished epoch
     sums : running sums of the unfinished epoch's training losses
-    best_epoch, best_loss : epoch of the smallest validation loss; -1, inf before the first
+    best_epoch, best_cost : the best epoch so far and what it was chosen by, less is better; -1, inf
+        before the first
     best : the weights of that epoch
     """
 
@@ -43,7 +44,7 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     best_epoch: int = -1
-    best_loss: float = float("inf")
+    best_cost: float = float("inf")
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -67,11 +68,11 @@ def save_checkpoint(
         "history": state.history,
         "sums": {name: value.hex() for name, value in state.sums.items()},
         "best_epoch": state.best_epoch,
-        "best_loss": float(state.best_loss).hex(),
+        "best_cost": float(state.best_cost).hex(),
     }
     with atomic_path(path) as temporary:
         save_file(
-            {name: value.detach().contiguous() for name, value in tensors.items()},
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             temporary,
             {_METADATA_KEY: json.dumps(described)},
         )
@@ -113,7 +114,7 @@ def load_checkpoint(
         history=described["history"],
         sums={name: float.fromhex(value) for name, value in described["sums"].items()},
         best_epoch=described["best_epoch"],
-        best_loss=float.fromhex(described["best_loss"]),
+        best_cost=float.fromhex(described["best_cost"]),
         best=_below(tensors, BEST),
     )
 

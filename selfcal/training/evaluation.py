@@ -13,9 +13,14 @@ from selfcal.data.flavours import FLAVOURS, LIGHT, B
 from selfcal.tagger.batching import TensorJets, sorted_batches
 from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.working_points import area_under_curve, efficiency, thresholds
-from selfcal.training.objectives import flavour_loss, origin_loss, same_vertex, vertex_loss
+from selfcal.training.objectives import flavour_loss, origin_loss, vertex_loss
 
 EVALUATION_BATCH = 1024
+
+
+def device_of(model: FlavourTagger) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
 
 
 def log_probabilities(
@@ -25,47 +30,42 @@ def log_probabilities(
 
     The softmax is taken in float64: probabilities far below float32's epsilon keep their digits.
     """
-    was_training = model.training
+    was_training, device = model.training, device_of(model)
     model.eval()
     result = np.empty((len(jets), len(FLAVOURS)))
     latent: NDArray[np.float32] | None = None
     with torch.no_grad():
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
-            output = model(jets.batch(index), with_origin=False, with_vertex=False)
-            result[index] = output.logits.double().log_softmax(dim=1).numpy()
+            output = model(jets.batch(index).to(device), with_origin=False, with_vertex=False)
+            result[index] = output.logits.double().log_softmax(dim=1).cpu().numpy()
             if with_latent:
                 if latent is None:
                     latent = np.empty((len(jets), output.latent.shape[1]), dtype=np.float32)
-                latent[index] = output.latent.numpy()
+                latent[index] = output.latent.cpu().numpy()
     model.train(was_training)
     return result, latent
 
 
 def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float]:
     """Mean flavour, origin and vertex cross entropy over all jets, tracks and pairs (see objectives)."""
-    was_training = model.training
+    was_training, device = model.training, device_of(model)
     model.eval()
-    sums = {"flavour": 0.0, "origin": 0.0, "vertex": 0.0}
-    weights = dict.fromkeys(sums, 0.0)
+    sums = np.zeros((3, 2))
     with torch.no_grad():
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
-            batch = jets.batch(index)
+            batch = jets.batch(index).to(device)
             output = model(batch)
-            shares = {
-                "flavour": float(batch.weight.sum()),
-                "origin": float((batch.origin >= 0).sum()),
-                "vertex": float(same_vertex(output.pairs, batch.vertex)[1].sum()),
-            }
-            losses = {
-                "flavour": flavour_loss(output.logits, batch.flavour, batch.weight),
-                "origin": origin_loss(output.origin_logits, batch.origin),
-                "vertex": vertex_loss(output.vertex_logits, output.pairs, batch.vertex),
-            }
-            for name, share in shares.items():
-                sums[name] += share * float(losses[name])
-                weights[name] += share
+            means = (
+                flavour_loss(output.logits, batch.flavour, batch.weight),
+                origin_loss(output.origin_logits, batch.origin),
+                vertex_loss(output.vertex_logits, output.pairs, batch.vertex),
+            )
+            sums += [[float(mean.numerator), float(mean.denominator)] for mean in means]
     model.train(was_training)
-    return {name: sums[name] / weights[name] if weights[name] else 0.0 for name in sums}
+    return {
+        name: numerator / denominator if denominator else 0.0
+        for name, (numerator, denominator) in zip(("flavour", "origin", "vertex"), sums.tolist(), strict=True)
+    }
 
 
 def rejections(

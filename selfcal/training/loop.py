@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcal.config.run import TrainingConfig
-from selfcal.errors import DataError, FitError
+from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.run.atomic import write_text
 from selfcal.run.metrics import read_metrics
 from selfcal.tagger.batching import TensorJets, epoch_batches
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
-from selfcal.training.evaluation import log_probabilities, summary, validation_losses
-from selfcal.training.objectives import TaggerLoss, balanced_flavour_weights, supervised_loss
+from selfcal.training.evaluation import device_of, log_probabilities, summary, validation_losses
+from selfcal.training.objectives import supervised_loss
+from selfcal.training.processes import current_processes
+from selfcal.training.reweighting import reweighted
 from selfcal.training.schedule import learning_rate
 
 METRICS_STAGE = "train"
+LOSSES = ("total", "flavour", "origin", "vertex")
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ def train_tagger(
     files: TrainingFiles | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainingResult:
-    """Train ``model`` in place with AdamW; it ends with the weights of the smallest validation loss.
+    """Train ``model`` in place with AdamW; it ends with the weights of the epoch best by ``config.best_by``.
 
     Killed at any point and called again with the same arguments, it continues from
-    the last checkpoint, and on CPU ends with bit-identical weights.
+    the last checkpoint, and on CPU ends with bit-identical weights. Processes that have
+    joined (see :mod:`selfcal.training.processes`) share every batch; only the first writes.
+    The model ends on the CPU.
 
     Parameters
     ----------
@@ -70,16 +75,35 @@ def train_tagger(
 
     Raises
     ------
+    ConfigError
+        If a GPU is asked for and there is none.
     DataError
         If there are no jets to train on or to validate with, or jets without label.
     FitError
         If the loss becomes NaN or infinite.
     """
     _refuse_unusable(train, validation)
+    device = training_device(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        run = _Training(model, train, validation, config, seed, files)
-        return run.to_the_end(on_step or (lambda _: None))
+        model.to(device)
+        run = _Training(model, reweighted(train, config), validation, config, seed, files)
+        result = run.to_the_end(on_step or (lambda _: None))
+    model.to("cpu")
+    return result
+
+
+def training_device(config: TrainingConfig) -> torch.device:
+    """``config.device``; with ``auto`` this process's GPU, or the CPU where there is none."""
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "a GPU is asked for, but PyTorch sees none",
+            where="training.device",
+            expected="auto or cpu on this machine",
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _refuse_unusable(train: TensorJets, validation: TensorJets) -> None:
@@ -124,14 +148,14 @@ class _Training:
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.flavour_weights: Tensor | None = (
-            balanced_flavour_weights(train.flavour) if config.balance_flavours else None
-        )
+        self.device = device_of(model)
+        self.processes = current_processes()
         self.steps_per_epoch = len(self._batches(0))
         self.steps = config.epochs * self.steps_per_epoch
         self.fingerprint = fingerprint(train, validation, config, seed) if files else ""
         saved = load_checkpoint(files.checkpoint, model, self.optimiser, self.fingerprint) if files else None
         self.state = saved or TrainingState()
+        self.processes.equalise(model)
         self.last_saved = time.monotonic()
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -141,7 +165,7 @@ class _Training:
         """All epochs that are still to be done."""
         state = self.state
         self.model.train()
-        while state.epoch < self.config.epochs:
+        while state.epoch < self.config.epochs and not self._out_of_patience():
             batches = self._batches(state.epoch)
             while state.step_in_epoch < len(batches):
                 done = state.epoch * self.steps_per_epoch + state.step_in_epoch
@@ -154,23 +178,32 @@ class _Training:
         self.model.eval()
         return TrainingResult(state.best_epoch, state.history)
 
+    def _out_of_patience(self) -> bool:
+        patience, state = self.config.patience, self.state
+        return patience is not None and state.epoch - 1 - state.best_epoch >= patience
+
     def _step(self, done: int, index: NDArray[np.int64]) -> None:
         rate = learning_rate(done, self.steps, self.config.learning_rate, self.config.warmup_fraction)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        batch = self.train.batch(index)
-        loss, _ = supervised_loss(self.model, batch, self.config, self.flavour_weights)
+        processes = self.processes
+        # Dropout depends on (seed, step, process) alone, like the batches.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, done, processes.rank]).generate_state(1)[0]))
+        batch = self.train.batch(index[processes.rank :: processes.size]).to(self.device)
+        loss, _ = supervised_loss(self.model, batch, self.config, processes)
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
+        processes.total_gradients(list(self.model.parameters()))
+        values = processes.total(torch.stack([getattr(loss, name) for name in LOSSES])).tolist()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self._refuse_divergence(loss, norm, done)
+        self._refuse_divergence(values[0], norm, done)
         self.optimiser.step()
         sums = self.state.sums
-        for name in ("total", "flavour", "origin", "vertex"):
-            sums[name] = sums.get(name, 0.0) + float(getattr(loss, name).detach())
+        for name, value in zip(LOSSES, values, strict=True):
+            sums[name] = sums.get(name, 0.0) + value
 
-    def _refuse_divergence(self, loss: TaggerLoss, norm: Tensor, done: int) -> None:
-        if not math.isfinite(float(loss.total.detach())) or not bool(norm.isfinite()):
+    def _refuse_divergence(self, loss: float, norm: Tensor, done: int) -> None:
+        if not math.isfinite(loss) or not bool(norm.isfinite()):
             raise FitError(
                 "the training loss or its gradient is NaN or infinite",
                 where=f"epoch {self.state.epoch}, step {done} of {self.steps}",
@@ -181,6 +214,11 @@ class _Training:
     def _finish_epoch(self, steps: int) -> None:
         state = self.state
         losses = validation_losses(self.model, self.validation)
+        losses["total"] = (
+            losses["flavour"]
+            + self.config.origin_loss_weight * losses["origin"]
+            + self.config.vertex_loss_weight * losses["vertex"]
+        )
         log_probability, _ = log_probabilities(self.model, self.validation)
         record: dict[str, Any] = {
             "stage": METRICS_STAGE,
@@ -191,12 +229,13 @@ class _Training:
             **summary(discriminant_b(log_probability), log_probability, self.validation.flavour.numpy()),
         }
         state.history.append(record)
-        if losses["flavour"] < state.best_loss:
-            state.best_loss, state.best_epoch = losses["flavour"], state.epoch
+        cost = _cost(record, self.config.best_by)
+        if cost < state.best_cost or state.best_epoch < 0:
+            state.best_cost, state.best_epoch = cost, state.epoch
             state.best = {name: value.clone() for name, value in self.model.state_dict().items()}
         state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, {}
         self._save()
-        if self.files:
+        if self.files and self.processes.rank == 0:
             _write_history(self.files.metrics, state.history)
 
     def _save_if_due(self) -> None:
@@ -204,9 +243,17 @@ class _Training:
             self._save()
 
     def _save(self) -> None:
-        if self.files:
+        if self.files and self.processes.rank == 0:
             save_checkpoint(self.files.checkpoint, self.state, self.model, self.optimiser, self.fingerprint)
             self.last_saved = time.monotonic()
+
+
+def _cost(record: dict[str, Any], best_by: str) -> float:
+    """What is to become small; infinite where the metric is undefined (no b jets, no background passes)."""
+    value = record[best_by]
+    if value is None:
+        return math.inf
+    return float(value) if best_by.endswith("_loss") else -float(value)
 
 
 def _write_history(path: Path, history: list[dict[str, Any]]) -> None:

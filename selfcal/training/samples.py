@@ -50,10 +50,7 @@ def read_card(context: RunContext, card: DataCard) -> Iterator[Jets]:
 def jets_in_fold(context: RunContext, card: DataCard, fold: Fold) -> list[Jets]:
     """The jets of one fold of a card, by chunk; with labels if it is simulation."""
     fractions = context.config.data.folds_for(card.role)
-    return [
-        jets.select(fold_of(jets, fractions) == fold)
-        for jets in read_card(context, card)
-    ]
+    return [jets.select(fold_of(jets, fractions) == fold) for jets in read_card(context, card)]
 
 
 def training_fold(context: RunContext) -> list[Jets]:

@@ -20,8 +20,12 @@ from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.working_points import roc_curve
 from selfcal.training.evaluation import rejections, summary
 from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
+from selfcal.training.processes import current_processes
 from selfcal.training.samples import for_validation, jets_in_fold, training_fold
 from selfcal.training.scoring import score_jets
+
+TRAIN = "train"
+"""What the first process announces to the others before it trains."""
 
 
 def run_train(context: RunContext) -> list[Path]:
@@ -42,6 +46,7 @@ def run_train(context: RunContext) -> list[Path]:
         If the training diverges.
     """
     _require_working_point_region(context)
+    current_processes().announce(TRAIN)
     config, checkpoints = context.config, context.directory.checkpoints
     bundle, train, validation = prepare_training(context)
     steps = config.training.epochs * -(-len(train) // config.training.batch_size)
@@ -52,12 +57,25 @@ def run_train(context: RunContext) -> list[Path]:
         validation,
         config.training,
         seed=config.seed,
-        files=TrainingFiles(checkpoints / "training.safetensors", context.directory.metrics),
+        files=_training_files(context),
         on_step=tracker.update,
     )
     tracker.update(steps)
     written = save_bundle(bundle, checkpoints / "tagger")
     return written + measure_tagger(context, bundle, result)
+
+
+def assist_training(context: RunContext) -> None:
+    """What every further process of ``torchrun`` does while the first does :func:`run_train`."""
+    bundle, train, validation = prepare_training(context)
+    config = context.config
+    train_tagger(
+        bundle.model, train, validation, config.training, seed=config.seed, files=_training_files(context)
+    )
+
+
+def _training_files(context: RunContext) -> TrainingFiles:
+    return TrainingFiles(context.directory.checkpoints / "training.safetensors", context.directory.metrics)
 
 
 def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, TensorJets]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from selfcal.errors import DataError, FitError
+from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.run.metrics import append_metrics, read_metrics
 from selfcal.training.evaluation import validation_losses
 
@@ -70,3 +70,48 @@ def test_the_global_random_state_is_left_alone(setup):
     torch.manual_seed(11)
     setup().run(epochs=1)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("best_by", ["validation_total_loss", "auc_b_light"])
+def test_the_best_epoch_is_chosen_by_the_metric_asked_for(setup, best_by):
+    result = setup().run(epochs=5, learning_rate=0.2, warmup_fraction=0.6, best_by=best_by)
+    values = [row[best_by] for row in result.history]
+    best = min(values) if best_by.endswith("_loss") else max(values)
+    assert result.best_epoch == values.index(best)
+
+
+def test_training_stops_when_it_no_longer_gets_better(setup):
+    result = setup().run(epochs=30, learning_rate=0.5, warmup_fraction=0.6, patience=2)
+    losses = [row["validation_flavour_loss"] for row in result.history]
+    assert len(losses) == result.best_epoch + 3 < 30
+    assert min(losses) == losses[-3]
+
+
+def test_a_training_stopped_early_stays_stopped(setup, tmp_path):
+    changes = {"epochs": 30, "learning_rate": 0.5, "warmup_fraction": 0.6, "patience": 2}
+    expected, steps = setup().run(tmp_path, **changes), []
+    assert setup().run(tmp_path, on_step=steps.append, **changes) == expected
+    assert steps == []
+
+
+def test_mixed_precision_learns_nearly_the_same(setup):
+    """bfloat16 has 8 bits: losses agree to about a per cent, weights stay float32."""
+    single, mixed = setup(), setup()
+    a, b = single.run(), mixed.run(precision="bfloat16")
+    assert {value.dtype for value in mixed.weights().values()} == {torch.float32}
+    for key in ("train_total_loss", "validation_flavour_loss"):
+        assert a.history[0][key] != b.history[0][key]
+        assert b.history[-1][key] == pytest.approx(a.history[-1][key], rel=0.03)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_missing_gpu_is_a_configuration_error(setup):
+    with pytest.raises(ConfigError, match="GPU"):
+        setup().run(device="cuda")
+
+
+def test_weights_of_jets_reach_the_training(setup):
+    plain, weighted = setup(), setup()
+    plain.run(epochs=1)
+    weighted.run(epochs=1, flavour_weights={"c": 5.0})
+    assert any(not torch.equal(plain.weights()[k], v) for k, v in weighted.weights().items())
