@@ -152,6 +152,49 @@ def test_pseudo_data_files_carry_no_labels(run: Path) -> None:
         assert "closure_truth" in file
 
 
+def test_given_scores_give_the_scale_factors_of_the_tagger_that_wrote_them(run: Path, project: Path) -> None:
+    files = sorted((run / "data").glob("*.h5"))
+    selfcal("predict", "run", *(str(path) for path in files), "--out", "scored", folder=project)
+    cards = []
+    for path in sorted((project / "data_cards").rglob("*.yaml")):
+        card = yaml.safe_load(path.read_text())
+        if not (run / "data" / f"{card['name']}.h5").exists():
+            continue
+        del card["generate"]
+        card |= {"files": [f"{card['name']}.h5"], "scores": {"tagger": "SelfCal"}}
+        cards.append(f"given/{card['name']}.yaml")
+        (project / "given").mkdir(exist_ok=True)
+        (project / cards[-1]).write_text(yaml.safe_dump(card))
+    order = [card["name"] for card in json.loads((run / "results/validation.json").read_text())["datasets"]]
+    cards.sort(key=lambda name: order.index(Path(name).stem))
+    configuration = yaml.safe_load((project / "small.yaml").read_text())
+    configuration |= {
+        "name": "given",
+        "seed": yaml.safe_load((project / "configs/demo.yaml").read_text())["seed"],
+        "data": {"cards": cards, "root": "scored"},
+        "tagger": {"kind": "scores", "name": "SelfCal"},
+    }
+    del configuration["training"], configuration["calibration"]["joint"]
+    configuration["fit"] = {
+        **yaml.safe_load((project / "configs/demo.yaml").read_text()).get("fit", {}),
+        **configuration["fit"],
+    }
+    (project / "given.yaml").write_text(yaml.safe_dump(configuration))
+    selfcal("run", "given.yaml", "--out", "given-run", folder=project)
+    assert not (project / "given-run/checkpoints/tagger").exists()
+    expected, found = (
+        json.loads((folder / "results/scale_factors.json").read_text())["rows"]
+        for folder in (run, project / "given-run")
+    )
+    assert len(expected) == len(found) > 0
+    for one, other in zip(expected, found, strict=True):
+        assert one["status"] == other["status"]
+        for key in ("value", "total"):
+            assert (one[key] is None) == (other[key] is None)
+            if one[key] is not None:
+                assert other[key] == pytest.approx(one[key], rel=1e-6, abs=1e-6)
+
+
 def test_a_second_run_does_nothing_and_says_so(run: Path, project: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     done = selfcal("run", *COMMON, folder=project)

@@ -190,6 +190,33 @@ def run(
 
 
 @app.command()
+def predict(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with a tagger.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files with jets and tracks.")],
+    card: Annotated[
+        Path | None, typer.Option("--card", metavar="FILE", help="Data card with field names and units.")
+    ] = None,
+    friend: Annotated[
+        bool, typer.Option("--friend", help="Write keys and scores alone, not a copy of the file.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder (default: RUN/predictions).")
+    ] = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Write the tagger's scores into copies of files, or into friend files."""
+    del debug
+    from selfcal.cli.prediction import predict_files
+
+    predict_files(
+        run_directory, files, card=card, friend=friend, out=out, dry_run=dry_run, as_json=as_json, quiet=quiet
+    )
+
+
+@app.command()
 def schema(
     kind: Annotated[str, typer.Argument(metavar="run|card|study", help="Which kind of file.")] = "run",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.")] = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 from selfcal.config.card import DataCard, FormatName
 from selfcal.data.jets import Jets
+from selfcal.errors import DataError
 
 CHUNK_JETS = 100_000
 """Jets read at a time: a file larger than memory passes through in pieces of this size."""
@@ -79,6 +80,28 @@ def reader_of(format_name: FormatName) -> JetReader:
 
         return FtagHdf5Reader()
     raise NotImplementedError(format_name)
+
+
+def format_of(path: Path) -> FormatName:
+    """The format of a file, by its content.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, or of no format that can be read.
+    """
+    if not path.is_file():
+        raise DataError("file not found", where=str(path))
+    formats: tuple[FormatName, ...] = get_args(FormatName)
+    for name in formats:
+        if reader_of(name).recognises(path):
+            return name
+    raise DataError(
+        "not a file with jets that can be read",
+        where=str(path),
+        expected=f"one of the formats {', '.join(formats)}",
+        fix="name the format in a data card if its layout is unusual",
+    )
 
 
 def read_dataset(

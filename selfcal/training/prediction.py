@@ -1,0 +1,130 @@
+"""Scores of a finished tagger written back into files: a copy with more fields, or a friend file.
+
+The fields are ``<tagger>_p{b,c,u,tau}`` of the dataset ``jets``, in the order of the file's jets, as
+puma and the working-point tools of ``ftag`` read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.config.card import DataCard
+from selfcal.data.flavours import SCORE_SUFFIXES
+from selfcal.data.hdf5 import open_native, require_dataset
+from selfcal.data.jets import Jets
+from selfcal.data.reading import Wanted, read_dataset
+from selfcal.errors import DataError
+from selfcal.run.atomic import atomic_path
+from selfcal.tagger.bundle import TaggerBundle
+from selfcal.training.scoring import score_jets
+
+CHUNK_JETS = 20_000
+_CHUNK_ROWS = 4096
+
+
+def score_fields(tagger: str) -> tuple[str, ...]:
+    """Names of the score fields of a tagger, in class order."""
+    return tuple(f"{tagger}_{suffix}" for suffix in SCORE_SUFFIXES)
+
+
+def write_copy(
+    bundle: TaggerBundle, card: DataCard, source: Path, output: Path, on_chunk: Callable[[int], None]
+) -> int:
+    """Copy an HDF5 file with the scores as further fields of ``jets``; returns the number of jets.
+
+    Everything else, attributes and further datasets included, is copied as it is.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, lacks an input of the tagger, or has a field of that name.
+    """
+    names = score_fields(bundle.config.name)
+    with open_native(source) as old, atomic_path(output) as temporary, h5py.File(temporary, "w") as new:
+        jets = require_dataset(old, "jets", source)
+        present = [name for name in names if name in jets.dtype.names]
+        if present:
+            raise DataError(
+                f"the file has the field(s) {', '.join(present)} already",
+                where=f"{source}, dataset jets",
+                fix="write a friend file (--friend), or give the tagger another name",
+            )
+        new.attrs.update(old.attrs)
+        for name in old:
+            if name != "jets":
+                old.copy(name, new)
+        stored_types = [(name, jets.dtype[name]) for name in jets.dtype.names]
+        dtype = np.dtype([*stored_types, *((name, "<f8") for name in names)])
+        table = _create(new, len(jets), dtype)
+        table.attrs.update(jets.attrs)
+        done = 0
+        for chunk, scores in _scored_chunks(bundle, card, source):
+            block = np.zeros(len(chunk), dtype=dtype)
+            stored = jets[done : done + len(chunk)]
+            for name in jets.dtype.names:
+                block[name] = stored[name]
+            for column, name in enumerate(names):
+                block[name] = scores[:, column]
+            table[done : done + len(chunk)] = block
+            done += len(chunk)
+            on_chunk(done)
+    return done
+
+
+def write_friend(
+    bundle: TaggerBundle,
+    card: DataCard,
+    source: Path,
+    n_jets: int,
+    output: Path,
+    on_chunk: Callable[[int], None],
+) -> int:
+    """Write keys, kinematics and scores of the jets of a file of any format; returns their number.
+
+    Row i of ``jets`` is jet i of the source; ``runNumber``, ``eventNumber`` and ``jet_rank`` join them again.
+    """
+    names = score_fields(bundle.config.name)
+    columns: dict[str, str] = {
+        "runNumber": "<i8", "eventNumber": "<i8", "jet_rank": "<i4",
+        "pt_btagJes": "<f4", "eta_btagJes": "<f4", **dict.fromkeys(names, "<f8"),
+    }  # fmt: skip
+    with atomic_path(output) as temporary, h5py.File(temporary, "w") as new:
+        new.attrs.update({"energy_unit": "MeV", "friend_of": source.name})
+        table = _create(new, n_jets, np.dtype(list(columns.items())))
+        done = 0
+        for chunk, scores in _scored_chunks(bundle, card, source):
+            block = np.zeros(len(chunk), dtype=table.dtype)
+            block["runNumber"], block["eventNumber"] = chunk.run, chunk.event
+            block["jet_rank"], block["eta_btagJes"] = chunk.jet_index, chunk.eta
+            block["pt_btagJes"] = chunk.pt_gev * np.float32(1000.0)
+            for column, name in enumerate(names):
+                block[name] = scores[:, column]
+            table[done : done + len(chunk)] = block
+            done += len(chunk)
+            on_chunk(done)
+    if done != n_jets:
+        raise DataError(f"{done} jets were read where {n_jets} were announced", where=str(source))
+    return done
+
+
+def _create(file: h5py.File, n_jets: int, dtype: np.dtype[Any]) -> h5py.Dataset:
+    if not n_jets:
+        return file.create_dataset("jets", (0,), dtype)
+    rows = min(_CHUNK_ROWS, n_jets)
+    return file.create_dataset(
+        "jets", (n_jets,), dtype, chunks=(rows,), compression="gzip", compression_opts=1, fletcher32=True
+    )
+
+
+def _scored_chunks(
+    bundle: TaggerBundle, card: DataCard, source: Path
+) -> Iterator[tuple[Jets, NDArray[np.float64]]]:
+    """The jets of a file and their class probabilities, chunk by chunk."""
+    for jets in read_dataset(card, [source], Wanted(labels=False), chunk_jets=CHUNK_JETS):
+        yield jets, np.exp(score_jets(bundle, jets)[0])
