@@ -29,6 +29,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not long"
 
 test-long: $(INSTALLED)
+	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[puma]'
 	$(BIN)/python -m pytest -q -m long
 
 lint: $(INSTALLED)

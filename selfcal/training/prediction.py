@@ -1,7 +1,8 @@
 """Scores of a finished tagger written back into files: a copy with more fields, or a friend file.
 
 The fields are ``<tagger>_p{b,c,u,tau}`` of the dataset ``jets``, in the order of the file's jets, as
-puma and the working-point tools of ``ftag`` read them.
+puma and the working-point tools of ``ftag`` read them. These also ask for ``pt`` and ``eta``, which a
+copy gets where the file has only ``pt_btagJes`` and ``eta_btagJes``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from selfcal.training.scoring import score_jets
 
 CHUNK_JETS = 20_000
 _CHUNK_ROWS = 4096
+_ALIASES = {"pt": "pt_btagJes", "eta": "eta_btagJes"}
 
 
 def score_fields(tagger: str) -> tuple[str, ...]:
@@ -60,7 +62,13 @@ def write_copy(
             if name != "jets":
                 old.copy(name, new)
         stored_types = [(name, jets.dtype[name]) for name in jets.dtype.names]
-        dtype = np.dtype([*stored_types, *((name, "<f8") for name in names)])
+        aliases = {
+            alias: name
+            for alias, name in _ALIASES.items()
+            if alias not in jets.dtype.names and name in jets.dtype.names
+        }
+        added = [*((alias, "<f4") for alias in aliases), *((name, "<f8") for name in names)]
+        dtype = np.dtype([*stored_types, *added])
         table = _create(new, len(jets), dtype)
         table.attrs.update(jets.attrs)
         done = 0
@@ -69,6 +77,8 @@ def write_copy(
             stored = jets[done : done + len(chunk)]
             for name in jets.dtype.names:
                 block[name] = stored[name]
+            for alias, name in aliases.items():
+                block[alias] = stored[name]
             for column, name in enumerate(names):
                 block[name] = scores[:, column]
             table[done : done + len(chunk)] = block
