@@ -105,6 +105,8 @@ class TaggerConfig(Configured):
     ``origin_widths`` and ``vertex_widths`` are the hidden layers of the two heads on tracks.
     ``heads``, ``feedforward_width`` and ``attention_bias`` concern the transformer only; the last lets
     tracks attend to each other by their distance, k_T, momentum share and mass.
+    With ``vertex_fit``, ``fitted_vertices`` secondary vertices are fitted to the tracks of every jet, with
+    weights from the two heads on tracks, and what the fits find helps to tell the flavour.
     """
 
     kind: Literal["transformer", "deep_sets", "recurrent", "scores"] = "transformer"
@@ -117,6 +119,8 @@ class TaggerConfig(Configured):
     origin_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64,)
     vertex_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32,)
     attention_bias: bool = False
+    vertex_fit: bool = False
+    fitted_vertices: PositiveInt = 2
     latent: PositiveInt = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -104,12 +104,13 @@ def write_tagger(bundle: TaggerBundle, path: Path, working_points: Sequence[Mapp
 
 
 def refuse_inexpressible(bundle: TaggerBundle) -> None:
-    """Recurrent layers along sorted tracks and lists of track pairs depend on the data: no fixed graph."""
-    if bundle.config.kind == "recurrent" or bundle.config.attention_bias:
+    """Recurrent layers along sorted tracks, lists of track pairs, iterated fits: no fixed graph has them."""
+    config = bundle.config
+    if config.kind == "recurrent" or config.attention_bias or config.vertex_fit:
         raise ConfigError(
             "this network has no ONNX form",
-            where="tagger.kind, tagger.attention_bias",
-            expected="a transformer without attention bias, or Deep Sets",
+            where="tagger.kind, tagger.attention_bias, tagger.vertex_fit",
+            expected="a transformer without attention bias, or Deep Sets; no fits of vertices",
             fix="score with `selfcal predict`, or train one of these",
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from selfcal.data.flavours import UNLABELLED
 from selfcal.data.jets import ORIGINS, Jets
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, compute_features
+from selfcal.tagger.perigee import perigee_columns
 
 NO_VERTEX, UNKNOWN_VERTEX = -1, -2
 ORIGINS_WITHOUT_VERTEX = (ORIGINS.index("pileup"), ORIGINS.index("fake"))
@@ -33,6 +34,7 @@ class JetBatch:
     vertex : (B, L) int64, number of the true vertex within the jet; NO_VERTEX for pile-up and fakes,
         UNKNOWN_VERTEX where padded or unknown
     weight : (B,) float32
+    perigee : (B, L, 11) float32, ``perigee_columns`` of the tracks; None where no vertices are fitted
     """
 
     tracks: Float[Tensor, "jets tracks features"]
@@ -42,6 +44,7 @@ class JetBatch:
     origin: Int[Tensor, "jets tracks"]
     vertex: Int[Tensor, "jets tracks"]
     weight: Float[Tensor, " jets"]
+    perigee: Float[Tensor, "jets tracks columns"] | None = None
 
     def __len__(self) -> int:
         return len(self.jet)
@@ -74,6 +77,7 @@ class TensorJets:
     origin: Int[Tensor, " all_tracks"]
     vertex: Int[Tensor, " all_tracks"]
     weight: Float[Tensor, " jets"]
+    perigee: Float[Tensor, "all_tracks columns"] | None = None
 
     def __len__(self) -> int:
         return len(self.jet)
@@ -99,11 +103,14 @@ class TensorJets:
             origin=torch.where(valid, self.origin[rows], -1),
             vertex=torch.where(valid, self.vertex[rows], UNKNOWN_VERTEX),
             weight=self.weight[chosen],
+            perigee=None if self.perigee is None else self.perigee[rows],
         )
 
 
-def to_tensors(jets: Jets, inputs: TaggerInputs, normalisation: Normalisation) -> TensorJets:
-    """Compute and normalise the inputs of ``jets`` (errors as ``compute_features``)."""
+def to_tensors(
+    jets: Jets, inputs: TaggerInputs, normalisation: Normalisation, *, with_perigee: bool = False
+) -> TensorJets:
+    """Compute and normalise the inputs of ``jets`` (errors as ``compute_features``, ``perigee_columns``)."""
     features = normalisation.apply(compute_features(jets, inputs))
     return TensorJets(
         tracks=torch.from_numpy(features.track),
@@ -113,6 +120,7 @@ def to_tensors(jets: Jets, inputs: TaggerInputs, normalisation: Normalisation) -
         origin=torch.from_numpy(jets.track_origin.astype(np.int64)),
         vertex=torch.from_numpy(_vertex(jets)),
         weight=torch.from_numpy(jets.weight.astype(np.float32)),
+        perigee=torch.from_numpy(perigee_columns(jets)) if with_perigee else None,
     )
 
 
@@ -130,6 +138,7 @@ def _vertex(jets: Jets) -> NDArray[np.int64]:
 def join(parts: Sequence[TensorJets]) -> TensorJets:
     """All jets of ``parts``, in order."""
     lengths = torch.cat([torch.diff(part.offsets) for part in parts])
+    perigees = [part.perigee for part in parts if part.perigee is not None]
     return TensorJets(
         tracks=torch.cat([part.tracks for part in parts]),
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
@@ -138,6 +147,7 @@ def join(parts: Sequence[TensorJets]) -> TensorJets:
         origin=torch.cat([part.origin for part in parts]),
         vertex=torch.cat([part.vertex for part in parts]),
         weight=torch.cat([part.weight for part in parts]),
+        perigee=torch.cat(perigees) if len(perigees) == len(parts) else None,
     )
 
 

@@ -44,8 +44,8 @@ class TaggerBundle:
     model: FlavourTagger
 
     def tensors(self, jets: Jets) -> TensorJets:
-        """The normalised inputs of ``jets``; a :class:`DataError` if they lack a field."""
-        return to_tensors(jets, self.inputs, self.normalisation)
+        """The inputs of ``jets`` for the model; a :class:`DataError` if they lack a field."""
+        return to_tensors(jets, self.inputs, self.normalisation, with_perigee=self.config.vertex_fit)
 
 
 def build_tagger(

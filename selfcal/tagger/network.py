@@ -14,6 +14,8 @@ from selfcal.data.jets import ORIGINS
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.heads import PairHead, TrackHead
 from selfcal.tagger.pairs import TrackPairs, track_pairs
+from selfcal.tagger.vertex_fit import VertexFit
+from selfcal.tagger.vertex_layer import VertexLayer, fit_secondary_vertices
 
 
 class Encoded(NamedTuple):
@@ -41,8 +43,8 @@ class Encoder(nn.Module):
 class TaggerOutput(NamedTuple):
     """Logits of the flavours, the latent vector they come from, and what the heads on tracks say.
 
-    ``vertex_logits`` belong to ``pairs``: that the two tracks come from one vertex. The
-    last three are None if they were not asked for.
+    ``vertex_logits`` belong to ``pairs``: that the two tracks come from one vertex. They and
+    ``origin_logits`` are None if they were neither asked for nor needed, ``vertices`` if none were fitted.
     """
 
     logits: Float[Tensor, "jets flavours"]
@@ -50,10 +52,15 @@ class TaggerOutput(NamedTuple):
     origin_logits: Float[Tensor, "jets tracks origins"] | None = None
     pairs: TrackPairs | None = None
     vertex_logits: Float[Tensor, " pairs"] | None = None
+    vertices: VertexFit | None = None
 
 
 class FlavourTagger(nn.Module):
-    """encoder -> latent h = GELU(W e + a) -> flavour logits; (track, h) -> origin; (pair, h) -> vertex."""
+    """encoder -> latent h = GELU(W e + a) -> flavour logits; (track, h) -> origin; (pair, h) -> vertex.
+
+    With ``config.vertex_fit``, vertices are fitted with what the last two say, and the
+    flavour is told by (and ``TaggerOutput.latent`` is) h plus a term from the fits.
+    """
 
     def __init__(self, encoder: Encoder, config: TaggerConfig) -> None:
         super().__init__()
@@ -62,15 +69,23 @@ class FlavourTagger(nn.Module):
         self.flavour = nn.Linear(config.latent, len(FLAVOURS))
         self.origin = TrackHead(encoder.width, config.latent, config.origin_widths, len(ORIGINS))
         self.vertex = PairHead(encoder.width, config.latent, config.vertex_widths)
+        # last, so that the weights drawn before do not depend on it
+        self.vertex_layer = VertexLayer(config.fitted_vertices, config.latent) if config.vertex_fit else None
 
     def forward(self, batch: JetBatch, *, with_origin: bool = True, with_vertex: bool = True) -> TaggerOutput:
         encoded: Encoded = self.encoder(batch)
         latent = F.gelu(self.latent(encoded.jet))
-        output = TaggerOutput(self.flavour(latent), latent)
-        if with_origin:
-            output = output._replace(origin_logits=self.origin(encoded.tracks, latent))
-        if with_vertex:
-            pairs = track_pairs(batch.valid)
-            logits = self.vertex(encoded.tracks, latent, pairs)
-            output = output._replace(pairs=pairs, vertex_logits=logits)
-        return output
+        if self.vertex_layer is None:
+            origin_logits = self.origin(encoded.tracks, latent) if with_origin else None
+            pairs, vertex_logits = self._pairs(batch, encoded, latent) if with_vertex else (None, None)
+            return TaggerOutput(self.flavour(latent), latent, origin_logits, pairs, vertex_logits)
+        origin_logits = self.origin(encoded.tracks, latent)
+        pairs, vertex_logits = self._pairs(batch, encoded, latent)
+        count = self.vertex_layer.vertices
+        vertices = fit_secondary_vertices(batch, origin_logits, pairs, vertex_logits, count)
+        latent = latent + self.vertex_layer(vertices)
+        return TaggerOutput(self.flavour(latent), latent, origin_logits, pairs, vertex_logits, vertices)
+
+    def _pairs(self, batch: JetBatch, encoded: Encoded, latent: Tensor) -> tuple[TrackPairs, Tensor]:
+        pairs = track_pairs(batch.valid)
+        return pairs, self.vertex(encoded.tracks, latent, pairs)

@@ -17,9 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
+
+from selfcal.data.jets import Jets
+from selfcal.errors import DataError
 
 PERIGEE_FIELDS: tuple[str, ...] = (
     "d0",
@@ -35,6 +40,9 @@ PERIGEE_FIELDS: tuple[str, ...] = (
 )
 """The track fields from which :func:`perigee_from_fields` computes lines or helices, in its column order."""
 
+PERIGEE_COLUMNS = len(PERIGEE_FIELDS) + 1
+"""What a batch carries for each track: these fields as in the file, and η of the jet."""
+
 CURVATURE_GEV_PER_MM_TESLA = 0.299792458e-3
 """κ pT / (q B): the curvature of 1 GeV of transverse momentum in 1 T."""
 
@@ -43,6 +51,35 @@ SMALLEST_ANGLE_SIGMA = 1e-6
 SMALLEST_INVERSE_MOMENTUM_PER_GEV = 1e-5
 _MISSING_SIGMA_MM = ((0.010, 0.095), (0.038, 0.120))
 """(a, b) of a ⊕ b/(pT √sin θ) for d0 and z0 sin θ, where a significance of zero hides the uncertainty."""
+
+
+def perigee_columns(jets: Jets) -> NDArray[np.float32]:
+    """The columns ``PERIGEE_FIELDS`` and η of the jet for every track, (T, 11).
+
+    Raises
+    ------
+    DataError
+        If the jets lack one of the fields, or one is NaN or infinite.
+    """
+    missing = [name for name in PERIGEE_FIELDS if name not in jets.track_fields]
+    if missing:
+        raise DataError(
+            f"fits of vertices need the track field(s) {', '.join(missing)}",
+            where=jets.dataset,
+            expected=", ".join(PERIGEE_FIELDS),
+            fix="set tagger.vertex_fit to false, or map the fields in the data card",
+        )
+    fields = jets.tracks[:, [jets.track_fields.index(name) for name in PERIGEE_FIELDS]]
+    jet_eta = np.repeat(jets.eta, jets.n_tracks)[:, None]
+    columns = np.concatenate([fields, jet_eta], axis=1).astype(np.float32)
+    if not np.isfinite(columns).all():
+        raise DataError(
+            "NaN or infinite parameters of tracks",
+            where=jets.dataset,
+            expected="finite numbers: the tagger never replaces missing values",
+            fix="find out where they come from, or drop these jets with a selection in the data card",
+        )
+    return columns
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ VARIANTS = {
     "attention_bias": {"attention_bias": True},
     "deep_sets": {"kind": "deep_sets"},
     "recurrent": {"kind": "recurrent", "layers": 2},
+    "vertex_fit": {"vertex_fit": True},
 }
 
 
@@ -40,7 +41,9 @@ def model_and_jets(make_jets, request):
     model = build_tagger(TaggerConfig(**request.param), inputs, normalisation, seed=4).eval()
     if "attention_bias" in request.param:
         torch.nn.init.normal_(model.encoder.bias.contract.weight, generator=torch.Generator().manual_seed(1))
-    return model, to_tensors(jets, inputs, normalisation)
+    if "vertex_fit" in request.param:
+        torch.nn.init.normal_(model.vertex_layer.contract.weight, std=0.1)
+    return model, to_tensors(jets, inputs, normalisation, with_perigee="vertex_fit" in request.param)
 
 
 def _scores(model, batch):
@@ -67,7 +70,11 @@ def test_permutation_of_tracks_leaves_the_scores(model_and_jets):
     model, tensors = model_and_jets
     batch = tensors.batch(np.array([3]))
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    shuffled = replace(batch, tracks=batch.tracks[:, order])
+    shuffled = replace(
+        batch,
+        tracks=batch.tracks[:, order],
+        perigee=None if batch.perigee is None else batch.perigee[:, order],
+    )
     with torch.no_grad():
         a, b = model(batch), model(shuffled)
     torch.testing.assert_close(a.logits, b.logits, atol=1e-6, rtol=0)
