@@ -142,7 +142,7 @@ def test_deep_sets_too(make_jets, tmp_path):
     assert largest_deviation(bundle, session, jets, batch=100) <= 1e-5
 
 
-@pytest.mark.parametrize("choices", [{"kind": "recurrent"}, {"attention_bias": True}])
+@pytest.mark.parametrize("choices", [{"kind": "recurrent"}, {"attention_bias": True}, {"vertex_fit": True}])
 def test_a_network_that_cannot_be_exported_is_refused_by_name(make_jets, tmp_path, choices):
     with pytest.raises(ConfigError, match=r"ONNX"):
         write_tagger(make_bundle(make_jets(8, jets=50), **choices), tmp_path / "tagger.onnx")
