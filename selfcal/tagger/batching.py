@@ -51,7 +51,8 @@ class JetBatch:
 
     def to(self, device: torch.device) -> JetBatch:
         """The same batch on another device."""
-        return JetBatch(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return JetBatch(**{name: v if v is None else v.to(device) for name, v in values.items()})
 
 
 def unlabelled_batch(

@@ -140,6 +140,22 @@ def test_unasked_heads_still_serve_the_fit(with_layer):
     assert full.vertices.position_mm.shape == (4, 2, 3)
 
 
+def test_half_precision_of_the_network_leaves_the_fit_in_double(with_layer):
+    """Under autocast the heads say bfloat16 numbers; what is fitted with them is as exact as ever."""
+    bundle, jets = with_layer
+    batch = bundle.tensors(jets).batch(np.arange(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = bundle.model(batch)
+    assert output.origin_logits.dtype == output.vertex_logits.dtype == torch.bfloat16
+    expected = fit_secondary_vertices(batch, output.origin_logits, output.pairs, output.vertex_logits, 2)
+    for name in ("position_mm", "covariance", "chi2", "mass_gev"):
+        found = getattr(output.vertices, name)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, getattr(expected, name), atol=1e-12, rtol=1e-12)
+    output.logits.float().logsumexp(dim=1).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in bundle.model.parameters() if p.grad is not None)
+
+
 def test_bundle_keeps_the_layer(with_layer, tmp_path):
     bundle, jets = with_layer
     torch.nn.init.normal_(bundle.model.vertex_layer.contract.weight)
