@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class JetBatch:
     def to(self, device: torch.device) -> JetBatch:
         """The same batch on another device."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return JetBatch(**{name: v if v is None else v.to(device) for name, v in values.items()})
+        return replace(self, **{name: v.to(device) for name, v in values.items() if v is not None})
 
 
 def unlabelled_batch(
