@@ -11,6 +11,7 @@ from pathlib import Path
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
 from selfcal.export.onnx_export import export_onnx
+from selfcal.export.hepdata import export_hepdata
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 EXPORTERS: tuple[Callable[[Results], Exported], ...] = (
     export_correctionlib,
     export_table,
+    export_hepdata,
 )
 
 

@@ -16,18 +16,18 @@ from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 
 FLAVOURS = ("b", "c", "light", "tau")
-EDGES = [20.0, 40.0, 70.0, 250.0]
+EDGES = [20.0, 40.0, 250.0]
 POINTS = [0.85, 0.77, 0.70, 0.60]
 GROUPS = {"statistics": 4, "composition": 2, "map": 3, "residual": 3}
 """Each group of uncertainty with the number of independent effects behind it."""
 
 
 def make_scale_factors(abs_eta_edges: tuple[float, ...] = (0.0, 2.5), seed: int = 1) -> dict:
-    """Rows, covariance and eigenvariations that belong together; tau above 70 GeV is not measured."""
+    """Rows, covariance and eigenvariations that belong together; tau above 40 GeV is not measured."""
     kinds = [("working_point", point, None) for point in POINTS] + [("continuous", None, k) for k in range(5)]
     etas = list(itertools.pairwise(abs_eta_edges))
-    places = list(itertools.product(FLAVOURS, range(3), etas, kinds))
-    hidden = [flavour == "tau" and p == 2 for flavour, p, _, _ in places]
+    places = list(itertools.product(FLAVOURS, range(2), etas, kinds))
+    hidden = [flavour == "tau" and p == 1 for flavour, p, _, _ in places]
     measured = [i for i, unknown in enumerate(hidden) if not unknown]
     rng = np.random.default_rng(seed)
     groups = {}
