@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from selfcal.export.combine import export_combine
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
 from selfcal.export.onnx_export import export_onnx
@@ -24,6 +25,7 @@ EXPORTERS: tuple[Callable[[Results], Exported], ...] = (
     export_correctionlib,
     export_table,
     export_hepdata,
+    export_combine,
 )
 
 
