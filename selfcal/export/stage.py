@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from selfcal.export.cdi import export_cdi
 from selfcal.export.combine import export_combine
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
@@ -26,6 +27,7 @@ EXPORTERS: tuple[Callable[[Results], Exported], ...] = (
     export_table,
     export_hepdata,
     export_combine,
+    export_cdi,
 )
 
 
