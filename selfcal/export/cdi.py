@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOUR_TO_CONE_LABEL, FLAVOURS
 from selfcal.export.contract import Exported, Results
-from selfcal.export.root_histograms import root_histogram
+from selfcal.export.root_histograms import Edges, root_histogram
 from selfcal.export.rows import STATISTICS, Place, Row, ScaleFactorRows, working_point_name
 from selfcal.run.atomic import atomic_folder
 
@@ -80,7 +80,8 @@ def _cells(factors: ScaleFactorRows, flavour: str, working_point: float | None) 
 
 def _scale_factors(factors: ScaleFactorRows, cells: Cells) -> list[Any]:
     """All histograms of one flavour at one working point, or of its bins."""
-    edges = [factors.pt_gev_edges, factors.abs_eta_edges, np.arange(factors.n_bins + 1.0)][: cells.ndim]
+    every: list[Edges] = [factors.pt_gev_edges, factors.abs_eta_edges, np.arange(factors.n_bins + 1.0)]
+    edges = every[: cells.ndim]
 
     def filled(quantity: Callable[[Row], float]) -> NDArray[np.float64]:
         rows = [factors.rows[i] for i in cells.ravel()]

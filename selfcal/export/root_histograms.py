@@ -11,13 +11,15 @@ from uproot.writing.identify import to_TAxis, to_TH1x, to_TH2x, to_TH3x
 
 from selfcal.errors import DataError
 
+Edges = Sequence[float] | NDArray[np.float64]
+
 MAKERS = {1: to_TH1x, 2: to_TH2x, 3: to_TH3x}
 
 
 def root_histogram(
     name: str,
     values: NDArray[np.float64],
-    edges: Sequence[Sequence[float]],
+    edges: Sequence[Edges],
     *,
     variances: NDArray[np.float64] | None = None,
     title: str = "",

@@ -12,8 +12,8 @@ from selfcal.export.cdi import export_cdi
 from selfcal.export.combine import export_combine
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
-from selfcal.export.onnx_export import export_onnx
 from selfcal.export.hepdata import export_hepdata
+from selfcal.export.onnx_export import export_onnx
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
