@@ -37,8 +37,8 @@ def context_of(options: Options, loaded: LoadedRun) -> RunContext:
     )
 
 
-def execute(verb: str, options: Options, *, resume: bool = False) -> None:
-    """Do ``verb`` (``run`` or one stage) and print the outcome."""
+def execute(verb: str, options: Options, *, resume: bool = False, until: str | None = None) -> None:
+    """Do ``verb`` (``run`` or one stage) and print the outcome; ``run`` stops after the stage ``until``."""
     set_log_level(options.verbose)
     loaded = load_run(options.configurations, options.assignments, options.seed)
     context = context_of(options, loaded)
@@ -55,12 +55,14 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
     if TORCHRUN in os.environ:
         _execute_together(verb, options, loaded, context)
     else:
-        _execute_stages(verb, options, loaded, context)
+        _execute_stages(verb, options, loaded, context, until)
 
 
-def _execute_stages(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:
+def _execute_stages(
+    verb: str, options: Options, loaded: LoadedRun, context: RunContext, until: str | None = None
+) -> None:
     with context.directory.lock():
-        stages = pipeline(context) if verb == "run" else stages_for_verb(context, verb)
+        stages = pipeline(context, until) if verb == "run" else stages_for_verb(context, verb)
         if not all(state.current for state in stage_states(stages, context)):
             _, inputs = input_digests(stages, context)
             write_text(context.directory.resolved_config, resolved_yaml(loaded, context.directory.path))

@@ -55,6 +55,7 @@ def execute_study(name: str, options: Options, *, resume: bool) -> None:
                 out=directory,
                 as_json=False,
             ),
+            until=study.config.until,
         )
 
     with RunDirectory(folder).lock():

@@ -95,6 +95,22 @@ TAGGER_SIZES: dict[str, dict[str, Any]] = {
 """What ``tagger.size`` stands for: about 0.1, 0.5 and 2.3 million parameters as a transformer."""
 
 
+class CharmDiscriminant(Configured):
+    """Background of D_c = ln[p_c / (f_b p_b + f_tau p_tau + (1 - f_b - f_tau) p_light)]; c efficiencies."""
+
+    b_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    tau_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    working_points: tuple[Probability, ...] = (0.25, 0.40, 0.50)
+
+
+class TauDiscriminant(Configured):
+    """Background of D_tau = ln[p_tau / (f_b p_b + f_c p_c + (1 - f_b - f_c) p_light)]; tau efficiencies."""
+
+    b_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    working_points: tuple[Probability, ...] = (0.50, 0.70, 0.85)
+
+
 class TaggerConfig(Configured):
     """The network from tracks to flavours (see ``selfcal.tagger``): a transformer, or one of the simpler
     ones to compare it with: Deep Sets (DIPS) or a recurrent network (RNNIP-like). Or ``kind: scores``:
@@ -107,6 +123,8 @@ class TaggerConfig(Configured):
     tracks attend to each other by their distance, k_T, momentum share and mass.
     With ``vertex_fit``, ``fitted_vertices`` secondary vertices are fitted to the tracks of every jet, with
     weights from the two heads on tracks, and what the fits find helps to tell the flavour.
+    ``charm_fraction`` and ``tau_fraction`` are the background of D_b; ``charm`` and ``tau`` describe D_c
+    and D_tau, with working points of their own.
     """
 
     kind: Literal["transformer", "deep_sets", "recurrent", "scores"] = "transformer"
@@ -125,6 +143,8 @@ class TaggerConfig(Configured):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     tau_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    charm: CharmDiscriminant = CharmDiscriminant()
+    tau: TauDiscriminant = TauDiscriminant()
 
     @model_validator(mode="before")
     @classmethod

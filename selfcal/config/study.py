@@ -16,7 +16,8 @@ class StudyConfig(Configured):
     """One study: the product of ``axes`` and ``seeds`` on top of a base configuration.
 
     ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run, then the
-    keys inside it. ``expected`` says in words what the numbers should show.
+    keys inside it; a number and its ``..._error`` are shown together. ``until`` is the last stage of each
+    run, if not all of them are needed. ``expected`` says in words what the numbers should show.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -24,6 +25,7 @@ class StudyConfig(Configured):
     base: str
     axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1,)
+    until: str | None = None
     collect: Annotated[tuple[DottedKey, ...], Field(min_length=1)]
     expected: str
 

@@ -158,19 +158,36 @@ def _summary(study: Study, rows: list[dict[str, Any]], total: int) -> dict[str, 
 
 def render_summary(summary: Mapping[str, Any]) -> str:
     """The collected numbers as a table for people."""
-    keys = list(dict.fromkeys(key for row in summary["rows"] for key in row["values"] or ()))
+    collected_keys = list(dict.fromkeys(key for row in summary["rows"] for key in row["values"] or ()))
+    keys = [
+        key
+        for key in collected_keys
+        if key.removesuffix("_error") not in collected_keys or not key.endswith("_error")
+    ]
     width = max([len(row["run"]) for row in summary["rows"]] + [len("point")]) + 2
     header = [key.rpartition(".")[2] for key in keys]
-    columns = [max(len(name), 10) + 2 for name in header]
-    lines = ["point".ljust(width) + "".join(n.rjust(c) for n, c in zip(header, columns, strict=True))]
-    for row in summary["rows"]:
-        if row["error"] is not None:
+    lines = []
+    cells = [
+        [_cell(row["values"], key) for key in keys] if row["error"] is None else None
+        for row in summary["rows"]
+    ]
+    columns = [
+        max([len(name), 10, *(len(found[place]) for found in cells if found is not None)]) + 2
+        for place, name in enumerate(header)
+    ]
+    lines.append("point".ljust(width) + "".join(n.rjust(c) for n, c in zip(header, columns, strict=True)))
+    for row, found in zip(summary["rows"], cells, strict=True):
+        if found is None:
             lines.append(row["run"].ljust(width) + "  failed: " + str(row["error"]).splitlines()[0])
-            continue
-        cells = (_cell(row["values"].get(key)).rjust(c) for key, c in zip(keys, columns, strict=True))
-        lines.append(row["run"].ljust(width) + "".join(cells))
+        else:
+            lines.append(
+                row["run"].ljust(width) + "".join(x.rjust(c) for x, c in zip(found, columns, strict=True))
+            )
     return "\n".join([*lines, f"expected: {summary['expected'].strip()}"])
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(values: Mapping[str, Any], key: str) -> str:
+    """One number; with its uncertainty where that was collected too."""
+    value, error = values.get(key), values.get(f"{key}_error")
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if error is None else f"{text} ± {error:.2g}"

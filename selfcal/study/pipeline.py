@@ -159,8 +159,16 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
 )
 
 
-def pipeline(context: RunContext) -> list[Stage]:
-    """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given."""
+def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
+    """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given.
+
+    None after ``until``, if that is given.
+
+    Raises
+    ------
+    ConfigError
+        If this run has no stage ``until``.
+    """
     stages: list[Stage] = []
     for description in DESCRIPTIONS:
         if description.name == "generate" and not any(card.generate for card in context.cards):
@@ -177,7 +185,12 @@ def pipeline(context: RunContext) -> list[Stage]:
         )
         if description.reads_inputs:
             stages[-1] = replace(stages[-1], inputs=_input_files)
-    return stages
+    names = [stage.name for stage in stages]
+    if until is None:
+        return stages
+    if until not in names:
+        raise ConfigError(f"this run has no stage '{until}'", expected=f"one of {', '.join(names)}")
+    return stages[: names.index(until) + 1]
 
 
 def _lazy(implementation: str) -> Callable[[RunContext], Sequence[Path]]:

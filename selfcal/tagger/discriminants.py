@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfcal.config.run import TaggerConfig
 from selfcal.data.flavours import LIGHT, TAU, B, C
 from selfcal.errors import ConfigError
 
@@ -42,6 +43,23 @@ def discriminant_b(log_probability: Array, charm_fraction: float = 0.2, tau_frac
 def discriminant_c(log_probability: Array, b_fraction: float = 0.3, tau_fraction: float = 0.05) -> Array:
     """D_c = ln[ p_c / (f_b p_b + f_tau p_tau + (1 - f_b - f_tau) p_light) ]; see :func:`discriminant_b`."""
     return _log_ratio(log_probability, C, {B: b_fraction, TAU: tau_fraction})
+
+
+def discriminant_of(signal: str, log_probability: Array, config: TaggerConfig) -> Array:
+    """D_b, D_c or D_tau with the background fractions of ``config``; ``signal`` as in ``FLAVOURS``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such discriminant.
+    """
+    if signal == "b":
+        return discriminant_b(log_probability, config.charm_fraction, config.tau_fraction)
+    if signal == "c":
+        return discriminant_c(log_probability, config.charm.b_fraction, config.charm.tau_fraction)
+    if signal == "tau":
+        return discriminant_tau(log_probability, config.tau.b_fraction, config.tau.charm_fraction)
+    raise ConfigError(f"no discriminant of '{signal}'", expected="one of b, c, tau")
 
 
 def discriminant_tau(log_probability: Array, b_fraction: float = 0.1, charm_fraction: float = 0.1) -> Array:

@@ -73,17 +73,18 @@ def rejections(
     flavour: NDArray[np.integer],
     weight: NDArray[np.float64],
     working_points: Sequence[float],
+    signal: int = B,
 ) -> list[dict[str, Any]]:
-    """Threshold and, per background, efficiency and rejection with binomial errors at each working point.
+    """Threshold and, per flavour, efficiency and rejection with binomial errors at each working point.
 
-    One row per working point; a background without jets is left out, and a
+    A working point is an efficiency of ``signal``, of which ``discriminant`` is the
+    discriminant. One row per working point; a flavour without jets is left out, and a
     rejection is None where no jet passes.
     """
-    signal = flavour == B
+    chosen_signal = flavour == signal
+    cuts = thresholds(discriminant[chosen_signal], weight[chosen_signal], working_points)
     rows: list[dict[str, Any]] = []
-    for point, cut in zip(
-        working_points, thresholds(discriminant[signal], weight[signal], working_points), strict=True
-    ):
+    for point, cut in zip(working_points, cuts, strict=True):
         row: dict[str, Any] = {"working_point": point, "threshold": float(cut)}
         for index, name in enumerate(FLAVOURS):
             chosen = flavour == index
@@ -99,6 +100,45 @@ def rejections(
             }
         rows.append(row)
     return rows
+
+
+def add_bootstrap_errors(
+    rows: list[dict[str, Any]],
+    discriminant: NDArray[np.float64],
+    flavour: NDArray[np.integer],
+    weight: NDArray[np.float64],
+    event: NDArray[np.integer],
+    signal: int = B,
+    *,
+    replicas: int = 100,
+    seed: int = 0,
+) -> None:
+    """Add ``rejection_bootstrap_error`` to what :func:`rejections` gave for the same jets.
+
+    Each replica draws a Poisson(1) weight for every event (N,) and finds its own
+    thresholds: unlike the binomial error, this one knows that the threshold is uncertain
+    too, and that jets of one event are not independent. The error is that of the
+    efficiency over its square, so that replicas in which no jet passes do no harm.
+    """
+    points = [row["working_point"] for row in rows]
+    generator = np.random.default_rng(seed)
+    _, number = np.unique(event, return_inverse=True)
+    drawn: dict[tuple[int, str], list[float]] = {}
+    for _ in range(replicas):
+        poisson = weight * generator.poisson(1.0, number.max(initial=-1) + 1)[number]
+        kept = poisson > 0
+        if not (kept & (flavour == signal)).any():
+            continue
+        again = rejections(discriminant[kept], flavour[kept], poisson[kept], points, signal)
+        for place, row in enumerate(again):
+            for name in FLAVOURS:
+                if name in row:
+                    drawn.setdefault((place, name), []).append(row[name]["efficiency"])
+    for (place, name), values in drawn.items():
+        passing = rows[place][name]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        defined = spread is not None and passing["efficiency"] > 0
+        passing["rejection_bootstrap_error"] = spread / passing["efficiency"] ** 2 if defined else None
 
 
 def summary(

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS, B
-from selfcal.data.folds import Fold
+from selfcal.data.folds import Fold, event_hash
 from selfcal.data.jets import Jets
 from selfcal.errors import ConfigError, DataError
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
 from selfcal.tagger.batching import TensorJets, join
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, save_bundle
-from selfcal.tagger.discriminants import discriminant_b
+from selfcal.tagger.discriminants import discriminant_of
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.working_points import roc_curve
-from selfcal.training.evaluation import rejections, summary
+from selfcal.training.evaluation import add_bootstrap_errors, rejections, summary
 from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
 from selfcal.training.processes import current_processes
 from selfcal.training.samples import for_validation, jets_in_fold, training_fold
 from selfcal.training.scoring import score_jets
+from selfcal.training.speed import measure_speed
 
 TRAIN = "train"
 """What the first process announces to the others before it trains."""
@@ -31,10 +34,11 @@ TRAIN = "train"
 def run_train(context: RunContext) -> list[Path]:
     """Train the tagger and measure it.
 
-    Writes the bundle ``checkpoints/tagger/``, ``results/tagger_metrics.json`` (learning
-    curve; rejections at the working points on the measure fold of the working-point
-    region's simulation) and ``results/roc.safetensors`` (``<background>_signal``,
-    ``_background``, ``_threshold``). Continues from ``checkpoints/training.safetensors``.
+    Writes the bundle ``checkpoints/tagger/``; ``results/tagger_metrics.json``: learning curve,
+    rejections at the working points on the measure fold of the working-point region's
+    simulation, and those of D_c and D_tau; ``results/roc.safetensors``: ``<background>_signal``,
+    ``_background``, ``_threshold``; ``results/tagger_speed.json``. Continues from
+    ``checkpoints/training.safetensors``.
 
     Raises
     ------
@@ -102,22 +106,40 @@ def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, Ten
     return bundle, join([bundle.tensors(j) for j in train]), join([bundle.tensors(j) for j in validation])
 
 
+@dataclass(frozen=True)
+class Measured:
+    """N labelled jets with their scores: ln p (N, 4), flavour, weight and number of the event (N,)."""
+
+    log_probability: NDArray[np.float64]
+    flavour: NDArray[np.int8]
+    weight: NDArray[np.float64]
+    event: NDArray[np.int64]
+
+
 def measure_tagger(context: RunContext, bundle: TaggerBundle, result: TrainingResult) -> list[Path]:
-    """Write rejections and ROC curves of ``bundle``; returns the two files."""
+    """Write rejections, ROC curves and speed of ``bundle``; returns the three files."""
     tagger, fit = context.config.tagger, context.config.fit
-    parts = [_measured(jets, bundle, context) for jets in _working_point_samples(context)]
-    log_probability, flavour, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
-    discriminant = discriminant_b(log_probability, tagger.charm_fraction, tagger.tau_fraction)
+    region = fit.working_point_region
+    measured = _measured(context, bundle, region)
+    flavour, weight = measured.flavour, measured.weight
+    discriminant = discriminant_of("b", measured.log_probability, tagger)
+    rows = _rejections(context, measured, "b", fit.working_points)
     metrics: dict[str, Any] = {
         "tagger": tagger.name,
         "parameters": sum(p.numel() for p in bundle.model.parameters()),
         "inputs": {"track": bundle.inputs.track, "jet": bundle.inputs.jet},
+        "best_by": context.config.training.best_by,
         "best_epoch": result.best_epoch,
         "history": result.history,
-        "region": fit.working_point_region,
+        "region": region,
         "jets": {name: int((flavour == k).sum()) for k, name in enumerate(FLAVOURS)},
-        "summary": summary(discriminant, log_probability, flavour),
-        "working_points": rejections(discriminant, flavour, weight, fit.working_points),
+        "summary": summary(discriminant, measured.log_probability, flavour),
+        "working_points": rows,
+        "table": _table(rows),
+        "other_discriminants": {
+            "c": _other_working_points(context, bundle, measured, "c", tagger.charm.working_points),
+            "tau": _other_working_points(context, bundle, measured, "tau", tagger.tau.working_points),
+        },
     }
     curves: dict[str, np.ndarray[Any, Any]] = {}
     signal = flavour == B
@@ -132,31 +154,86 @@ def measure_tagger(context: RunContext, bundle: TaggerBundle, result: TrainingRe
             f"{name}_background": curve.background,
         }
     results = context.directory.results
-    write_json(results / "tagger_metrics.json", metrics)
-    write_arrays(results / "roc.safetensors", curves)
-    return [results / "tagger_metrics.json", results / "roc.safetensors"]
+    paths = [results / name for name in ("tagger_metrics.json", "roc.safetensors", "tagger_speed.json")]
+    write_json(paths[0], metrics)
+    write_arrays(paths[1], curves)
+    write_json(paths[2], measure_speed(bundle, _samples(context, region), context.config.training))
+    return paths
+
+
+def _rejections(
+    context: RunContext, measured: Measured, signal: str, working_points: tuple[float, ...]
+) -> list[dict[str, Any]]:
+    discriminant = discriminant_of(signal, measured.log_probability, context.config.tagger)
+    jets = (discriminant, measured.flavour, measured.weight)
+    index = FLAVOURS.index(signal)
+    rows = rejections(*jets, working_points, index)
+    add_bootstrap_errors(rows, *jets, measured.event, index, seed=context.config.seed)
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """``<background>_<efficiency in %>`` and ``..._error``: the rejections under short names, for studies."""
+    found: dict[str, float | None] = {}
+    for row in rows:
+        for name in FLAVOURS:
+            if name in row and name != "b":
+                label = f"{name}_{100 * row['working_point']:g}"
+                found[label] = row[name]["rejection"]
+                found[f"{label}_error"] = row[name]["rejection_bootstrap_error"]
+    return found
+
+
+def _other_working_points(
+    context: RunContext,
+    bundle: TaggerBundle,
+    measured: Measured,
+    signal: str,
+    working_points: tuple[float, ...],
+) -> dict[str, Any]:
+    """Rejections of D_c or D_tau in the signal's own reference region, where that is simulated.
+
+    Else in the working-point region, whose jets are ``measured``; no rows without jets of the signal.
+    """
+    fit = context.config.fit
+    region = {**fit.reference_regions}.get("tau") if signal == "tau" else fit.working_point_region
+    if region is None or region not in _simulated_regions(context):
+        region = fit.working_point_region
+    jets = measured if region == fit.working_point_region else _measured(context, bundle, region)
+    present = bool((jets.flavour == FLAVOURS.index(signal)).any())
+    rows = _rejections(context, jets, signal, working_points) if present else []
+    return {"region": region, "working_points": rows}
+
+
+def _simulated_regions(context: RunContext) -> set[str]:
+    return {card.region for card in context.cards_for(role="simulation", use="control")}
 
 
 def _require_working_point_region(context: RunContext) -> None:
     region = context.config.fit.working_point_region
-    known = [card.region for card in context.cards_for(role="simulation", use="control")]
+    known = _simulated_regions(context)
     if region not in known:
         raise ConfigError(
             f"no simulation of the working-point region '{region}'",
             where="fit.working_point_region",
-            expected=f"one of {sorted(set(known))}",
+            expected=f"one of {sorted(known)}",
         )
 
 
-def _working_point_samples(context: RunContext) -> list[Jets]:
-    region = context.config.fit.working_point_region
+def _samples(context: RunContext, region: str) -> list[Jets]:
     cards = [card for card in context.cards_for("simulation", "control") if card.region == region]
     return [jets for card in cards for jets in jets_in_fold(context, card, Fold.MEASURE)]
 
 
-def _measured(
-    jets: Jets, bundle: TaggerBundle, context: RunContext
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    tracker = context.progress(f"scoring {jets.dataset}", len(jets))
-    log_probability, _ = score_jets(bundle, jets, on_chunk=tracker.update)
-    return log_probability, jets.flavour, jets.weight
+def _measured(context: RunContext, bundle: TaggerBundle, region: str) -> Measured:
+    scores, events, samples = [], [], _samples(context, region)
+    for jets in samples:
+        tracker = context.progress(f"scoring {jets.dataset}", len(jets))
+        scores.append(score_jets(bundle, jets, on_chunk=tracker.update)[0])
+        events.append(event_hash(jets.dataset, jets.run, jets.event).astype(np.int64))
+    return Measured(
+        np.concatenate(scores),
+        np.concatenate([jets.flavour for jets in samples]),
+        np.concatenate([jets.weight for jets in samples]),
+        np.concatenate(events),
+    )

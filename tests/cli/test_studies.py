@@ -62,3 +62,17 @@ def test_resume_needs_a_study(selfcal, study):
     answer = selfcal("study", "resume", "study.yaml")
     assert answer.code == 2
     assert "no study to resume" in answer.err
+
+
+def test_a_study_may_stop_after_a_stage(selfcal, study):
+    (study / "study.yaml").write_text(
+        "{name: small, description: d, base: run.yaml, seeds: [1], until: validate,\n"
+        " collect: [validation.datasets], expected: nothing}\n"
+    )
+    answer = selfcal("study", "run", "study.yaml")
+    assert answer.code == 0, answer.err
+    stages = study / "studies-out/small/seed=1/stages"
+    assert (stages / "validate.json").exists()
+    assert not (stages / "train.json").exists()
+    (study / "study.yaml").write_text((study / "study.yaml").read_text().replace("validate", "dream"))
+    assert "no stage 'dream'" in selfcal("study", "run", "study.yaml").err

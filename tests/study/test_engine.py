@@ -77,6 +77,20 @@ def test_one_failing_point_does_not_take_the_others_with_it(study, tmp_path):
     assert "expected: less is more" in render_summary(summary)
 
 
+def test_a_number_is_shown_with_its_error():
+    values = {
+        "m.light_70": 281.25,
+        "m.light_70_error": 12.34,
+        "m.odd_error": 2.0,
+        "m.c_70": None,
+        "m.c_70_error": None,
+    }
+    row = {"run": "a", "point": {}, "values": values, "error": None}
+    header, line, _ = render_summary({"rows": [row], "expected": "x"}).splitlines()
+    assert header.split() == ["point", "light_70", "odd_error", "c_70"]
+    assert line.split() == ["a", "281.2", "±", "12", "2", "None"]
+
+
 def test_unexpected_errors_are_isolated_too_but_an_interruption_is_not(study, tmp_path):
     summary = run_study(study, tmp_path / "out", Runner("seed=1", ZeroDivisionError("x")), print)
     assert summary["failed"] == 4

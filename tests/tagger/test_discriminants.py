@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from selfcal.config.run import CharmDiscriminant, TaggerConfig, TauDiscriminant
 from selfcal.errors import ConfigError
-from selfcal.tagger.discriminants import discriminant_b, discriminant_c, discriminant_tau
+from selfcal.tagger.discriminants import discriminant_b, discriminant_c, discriminant_of, discriminant_tau
 
 P = np.random.default_rng(2).dirichlet(np.ones(4), 500)
 
@@ -27,6 +28,31 @@ def test_against_the_formula(function, fractions, direct):
     np.testing.assert_allclose(function(np.log(P), *fractions), expected, rtol=1e-12, atol=1e-13)
     tensor = function(torch.from_numpy(np.log(P)), *fractions)
     np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("signal", "direct"),
+    [
+        ("b", lambda b, c, u, t: np.log(b / (0.3 * c + 0.02 * t + 0.68 * u))),
+        ("c", lambda b, c, u, t: np.log(c / (0.25 * b + 0.05 * t + 0.7 * u))),
+        ("tau", lambda b, c, u, t: np.log(t / (0.1 * b + 0.4 * c + 0.5 * u))),
+    ],
+)
+def test_the_fractions_of_the_configuration_are_used(signal, direct):
+    config = TaggerConfig(
+        charm_fraction=0.3,
+        tau_fraction=0.02,
+        charm=CharmDiscriminant(b_fraction=0.25),
+        tau=TauDiscriminant(charm_fraction=0.4),
+    )
+    np.testing.assert_allclose(
+        discriminant_of(signal, np.log(P), config), direct(*P.T), rtol=1e-12, atol=1e-13
+    )
+
+
+def test_light_has_no_discriminant():
+    with pytest.raises(ConfigError, match="light"):
+        discriminant_of("light", np.log(P), TaggerConfig())
 
 
 def test_the_tensor_version_is_differentiable():

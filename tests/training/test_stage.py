@@ -10,7 +10,7 @@ import pytest
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig, FitConfig, RunConfig, TaggerConfig, TrainingConfig
-from selfcal.data.flavours import B
+from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.score_files import load_scores
@@ -19,7 +19,7 @@ from selfcal.run.atomic import read_arrays
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.tagger.bundle import load_bundle
-from selfcal.tagger.discriminants import discriminant_b
+from selfcal.tagger.discriminants import discriminant_b, discriminant_of
 from selfcal.training.samples import for_validation, read_card, training_fold
 from selfcal.training.scores_stage import score_datasets, scorer_of
 from selfcal.training.scoring import score_jets
@@ -96,6 +96,19 @@ def test_outputs_say_what_the_saved_tagger_does(context):
         assert row["b"]["efficiency"] == pytest.approx(passed[signal].mean())
         assert passed[signal].mean() == pytest.approx(row["working_point"], abs=1.01 / signal.sum())
         assert row["light"]["efficiency"] == pytest.approx(passed[jets.flavour == 2].mean())
+    for name, region in (("c", "a"), ("tau", "a")):
+        other = metrics["other_discriminants"][name]
+        assert other["region"] == region
+        points = getattr(context.config.tagger, {"c": "charm", "tau": "tau"}[name]).working_points
+        values = discriminant_of(name, score_jets(bundle, jets)[0], context.config.tagger)
+        mine = jets.flavour == FLAVOURS.index(name)
+        assert [row["working_point"] for row in other["working_points"]] == list(points)
+        for row in other["working_points"]:
+            assert row[name]["efficiency"] == pytest.approx((values >= row["threshold"])[mine].mean())
+            assert row["light"]["rejection_bootstrap_error"] is None or row["light"]["rejection"] > 0
+    assert metrics["table"]["light_60"] == metrics["working_points"][0]["light"]["rejection"]
+    speed = json.loads((context.directory.results / "tagger_speed.json").read_text())
+    assert min(speed["train_jets_per_cpu_second"], speed["score_jets_per_cpu_second"]) > 0
     curves = read_arrays(context.directory.results / "roc.safetensors")
     assert {name.rsplit("_", 1)[0] for name in curves} == {"c", "light", "tau"}
     assert (np.diff(curves["light_background"]) >= 0).all()
