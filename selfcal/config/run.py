@@ -122,7 +122,8 @@ class TaggerConfig(Configured):
     ``heads``, ``feedforward_width`` and ``attention_bias`` concern the transformer only; the last lets
     tracks attend to each other by their distance, k_T, momentum share and mass.
     With ``vertex_fit``, ``fitted_vertices`` secondary vertices are fitted to the tracks of every jet, with
-    weights from the two heads on tracks, and what the fits find helps to tell the flavour.
+    weights from the two heads on tracks, and what the fits find helps to tell the flavour. The tracks are
+    helices in a solenoid of ``field_tesla`` (ATLAS 2, CMS 3.8), or straight lines if that is zero.
     ``charm_fraction`` and ``tau_fraction`` are the background of D_b; ``charm`` and ``tau`` describe D_c
     and D_tau, with working points of their own.
     """
@@ -139,6 +140,7 @@ class TaggerConfig(Configured):
     attention_bias: bool = False
     vertex_fit: bool = False
     fitted_vertices: PositiveInt = 2
+    field_tesla: Annotated[float, Field(ge=0)] = 2.0
     latent: PositiveInt = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2

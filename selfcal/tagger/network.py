@@ -69,6 +69,7 @@ class FlavourTagger(nn.Module):
         self.flavour = nn.Linear(config.latent, len(FLAVOURS))
         self.origin = TrackHead(encoder.width, config.latent, config.origin_widths, len(ORIGINS))
         self.vertex = PairHead(encoder.width, config.latent, config.vertex_widths)
+        self.field_tesla = config.field_tesla
         # last, so that the weights drawn before do not depend on it
         self.vertex_layer = VertexLayer(config.fitted_vertices, config.latent) if config.vertex_fit else None
 
@@ -81,8 +82,9 @@ class FlavourTagger(nn.Module):
             return TaggerOutput(self.flavour(latent), latent, origin_logits, pairs, vertex_logits)
         origin_logits = self.origin(encoded.tracks, latent)
         pairs, vertex_logits = self._pairs(batch, encoded, latent)
-        count = self.vertex_layer.vertices
-        vertices = fit_secondary_vertices(batch, origin_logits, pairs, vertex_logits, count)
+        vertices = fit_secondary_vertices(
+            batch, origin_logits, pairs, vertex_logits, self.vertex_layer.vertices, self.field_tesla
+        )
         latent = latent + self.vertex_layer(vertices)
         return TaggerOutput(self.flavour(latent), latent, origin_logits, pairs, vertex_logits, vertices)
 

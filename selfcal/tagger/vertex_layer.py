@@ -58,6 +58,7 @@ def fit_secondary_vertices(
     pairs: TrackPairs,
     vertex_logits: Float[Tensor, " pairs"],
     vertices: int,
+    field_tesla: float = 2.0,
 ) -> VertexFit:
     """Vertices of the jets of ``batch``, in the order in which they were seeded.
 
@@ -76,7 +77,8 @@ def fit_secondary_vertices(
     same = pair_matrix(vertex_logits.double().sigmoid(), pairs, *batch.valid.shape)
     same = same + torch.eye(same.shape[1], dtype=same.dtype, device=same.device)
     weights = share_tracks(torch.where(batch.valid, origin, 0.0), same, vertices)
-    tracks = perigee_from_fields(batch.perigee[..., :-1], batch.perigee[..., -1])
+    fields, jet_eta = batch.perigee[..., :-1], batch.perigee[..., -1]
+    tracks = perigee_from_fields(fields, jet_eta, field_tesla=field_tesla)
     return fit_vertices(tracks, batch.valid, weights)
 
 

@@ -156,6 +156,17 @@ def test_half_precision_of_the_network_leaves_the_fit_in_double(with_layer):
     assert all(bool(p.grad.isfinite().all()) for p in bundle.model.parameters() if p.grad is not None)
 
 
+def test_the_field_bends_the_tracks(with_layer):
+    """The configured field reaches the fit: other helices, other vertices."""
+    bundle, jets = with_layer
+    config = TaggerConfig(vertex_fit=True, field_tesla=0.0)
+    straight = build_tagger(config, bundle.inputs, bundle.normalisation, seed=4)
+    batch = bundle.tensors(jets).batch(np.arange(4))
+    with torch.no_grad():
+        found = [model(batch).vertices.position_mm for model in (bundle.model, straight)]
+    assert (found[0] - found[1]).abs().max() > 1e-4
+
+
 def test_bundle_keeps_the_layer(with_layer, tmp_path):
     bundle, jets = with_layer
     torch.nn.init.normal_(bundle.model.vertex_layer.contract.weight)
