@@ -28,7 +28,7 @@ from selfcal.data.jets import TRACK_FIELDS, Jets
 from selfcal.data.reading import Contents, Wanted
 from selfcal.data.score_values import log_scores
 from selfcal.data.selection import selected
-from selfcal.data.units import UnitScales
+from selfcal.data.units import UnitScales, track_factor
 from selfcal.errors import DataError
 
 JET_FIELDS: dict[str, tuple[str, ...]] = {
@@ -48,9 +48,6 @@ _OLDER_TRACK_NAMES = {
     "z0SinTheta": ("z0RelativeToBeamspotSinTheta", "IP3D_z0SinTheta"),
     "d0": ("IP3D_d0",),
 }
-_LENGTHS = frozenset({"d0", "z0SinTheta"})
-_ANGLES = frozenset({"dphi", "phiUncertainty", "thetaUncertainty"})
-_INVERSE_MOMENTA = frozenset({"qOverP", "qOverPUncertainty"})
 _BLOCK = 8192
 
 
@@ -268,19 +265,9 @@ def _track_columns(file: h5py.File, path: Path, card: DataCard, labels: bool) ->
         dataset=dataset,
         names=names,
         stored=tuple(str(found[name]) for name in names),
-        factors=tuple(_factor(name, scales) for name in names),
+        factors=tuple(track_factor(name, scales) for name in names),
         labelled=labels and "ftagTruthOriginLabel" in stored,
     )
-
-
-def _factor(name: str, scales: UnitScales) -> float:
-    if name in _LENGTHS:
-        return scales.length_mm
-    if name in _ANGLES:
-        return scales.angle_rad
-    if name in _INVERSE_MOMENTA:
-        return 1e-3 / scales.momentum_gev  # the native unit is 1/MeV
-    return 1.0
 
 
 def _read_tracks(columns: _TrackColumns, path: Path, start: int, n: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol, assert_never, get_args
 
 from selfcal.config.card import DataCard, FormatName
 from selfcal.data.jets import Jets
@@ -79,7 +79,19 @@ def reader_of(format_name: FormatName) -> JetReader:
         from selfcal.data.hdf5_reader import FtagHdf5Reader
 
         return FtagHdf5Reader()
-    raise NotImplementedError(format_name)
+    if format_name == "physlite":
+        from selfcal.data.physlite_reader import PhysliteReader
+
+        return PhysliteReader()
+    if format_name == "nanoaod":
+        from selfcal.data.nanoaod_reader import NanoAodReader
+
+        return NanoAodReader()
+    if format_name == "pfnano":
+        from selfcal.data.pfnano_reader import PfNanoReader
+
+        return PfNanoReader()
+    assert_never(format_name)
 
 
 def format_of(path: Path) -> FormatName:

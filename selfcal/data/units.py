@@ -16,6 +16,9 @@ _DEFAULTS: dict[FormatName, tuple[str, str, str]] = {
 _GEV = {"MeV": 1e-3, "GeV": 1.0}
 _MM = {"um": 1e-3, "mm": 1.0, "cm": 10.0}
 _RAD = {"rad": 1.0, "deg": math.pi / 180}
+_TRACK_LENGTHS = frozenset({"d0", "z0SinTheta"})
+_TRACK_ANGLES = frozenset({"dphi", "phiUncertainty", "thetaUncertainty"})
+_TRACK_INVERSE_MOMENTA = frozenset({"qOverP", "qOverPUncertainty"})
 
 
 def units_of(card: DataCard) -> Units:
@@ -44,3 +47,14 @@ class UnitScales:
         """The factors of a dataset."""
         units = units_of(card)
         return cls(_GEV[units.momentum or ""], _MM[units.length or ""], _RAD[units.angle or ""])
+
+
+def track_factor(name: str, scales: UnitScales) -> float:
+    """What a file's track field is multiplied by to be in the native unit (mm, rad, 1/MeV)."""
+    if name in _TRACK_LENGTHS:
+        return scales.length_mm
+    if name in _TRACK_ANGLES:
+        return scales.angle_rad
+    if name in _TRACK_INVERSE_MOMENTA:
+        return 1e-3 / scales.momentum_gev
+    return 1.0
