@@ -222,6 +222,15 @@ def _open(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     with file:
         with _reporting_damage(path, "the list of contents"):
             classes: dict[str, str] = file.classnames(cycle=False)
+            end = int(file.file.fEND)
+        size = path.stat().st_size
+        if size < end:
+            raise DataError(
+                f"is cut short: {size} of {end} bytes",
+                where=str(path),
+                expected="a complete ROOT file",
+                fix="copy or write it again",
+            )
         yield file, classes
 
 
@@ -236,10 +245,7 @@ def _table(path: Path, file: Any, classes: dict[str, str], trees: Sequence[str])
 
 def _without_events(path: Path, trees: Sequence[str], classes: dict[str, str]) -> DataError:
     histograms = [name for name, kind in classes.items() if kind.startswith(("TH", "TProfile", "TGraph"))]
-    others = [
-        name for name, kind in classes.items() if name not in histograms and not kind.startswith("TDirectory")
-    ]
-    if histograms and not others:
+    if histograms and not any(kind.endswith(("TTree", "RNTuple")) for kind in classes.values()):
         return DataError(
             f"holds {len(histograms)} histograms and no jets ({', '.join(histograms[:3])} ...)",
             where=str(path),

@@ -58,7 +58,8 @@ def test_a_jet_without_charm_takes_b_and_light_from_b():
 
 
 def test_saturated_ratios_give_finite_logarithms():
-    columns = {"B": np.array([1.0, 0.0, 0.0]), "CvB": np.array([0.0, 1.0, 1.0]), "CvL": np.array([0.5, 1.0, 0.0])}
+    values = {"B": [1.0, 0.0, 0.0], "CvB": [0.0, 1.0, 1.0], "CvL": [0.5, 1.0, 0.0]}
+    columns = {name: np.array(value) for name, value in values.items()}
     found = probabilities(scheme_for(columns), columns, "here")
     np.testing.assert_allclose(found, [[1, 0, 0], [0, 1, 0], [0, 0, 1]], atol=1e-12)
     assert np.isfinite(log_scores(found, ("b", "c", "light"), "here")).all()
@@ -91,8 +92,9 @@ def test_scheme_prefers_the_full_split_and_needs_three_classes():
     assert score_scheme(scores, "Jet_btag", split + ratios, "f").kind == "split"
     assert score_scheme(scores, "Jet_btag", ratios, "f").kind == "ratios"
     assert score_scheme(scores, "Jet_btag", ["Jet_btagDeepFlavB", "Jet_btagDeepFlavC"], "f").kind == "direct"
+    misspelt = [*ratios[:2], "Jet_btagDeepFlavCvLX"]
     with pytest.raises(DataError, match="lacks the field") as caught:
-        score_scheme(scores, "Jet_btag", ["Jet_btagDeepFlavB", "Jet_btagDeepFlavCvLX", "Jet_btagDeepFlavCvB"], "f")
+        score_scheme(scores, "Jet_btag", misspelt, "f")
     assert caught.value.fix is not None
     assert "for Jet_btagDeepFlavCvL perhaps Jet_btagDeepFlavCvLX" in caught.value.fix
     assert taggers_in("Jet_btag", [*split, "Jet_btagCSVV2", "Jet_btagPNetB", "Jet_btagPNetCvB"]) == ()
@@ -109,6 +111,7 @@ def test_split_and_direct_schemes_add_the_parts():
         probabilities(ScoreScheme("split", {}, three), columns, "f"), [[0.35, 0.3, 0.35]]
     )
     direct = {"B": np.array([0.6]), "C": np.array([0.3])}
-    np.testing.assert_allclose(probabilities(ScoreScheme("direct", {}, three), direct, "f"), [[0.6, 0.3, 0.1]])
+    scheme = ScoreScheme("direct", {}, three)
+    np.testing.assert_allclose(probabilities(scheme, direct, "f"), [[0.6, 0.3, 0.1]])
     with pytest.raises(DataError, match=r"B \+ C exceeds 1 for 1 jets"):
-        probabilities(ScoreScheme("direct", {}, three), {"B": np.array([0.8]), "C": np.array([0.5])}, "f")
+        probabilities(scheme, {"B": np.array([0.8]), "C": np.array([0.5])}, "f")

@@ -34,7 +34,7 @@ def test_tracks_of_a_decay_in_flight_have_positive_signs():
     d0_significance = signed_d0_significance(d0, sigma, dphi)
     np.testing.assert_array_equal(np.sign(d0_significance), np.sign(length))
     np.testing.assert_allclose(np.abs(d0_significance), np.abs(d0) / 0.01)
-    # z0 is left at L (sinh(eta_jet) - cos(dphi) sinh(eta)): of the sign of L (eta_jet - eta) unless dphi matters.
+    # z0 = L (sinh(eta_jet) - cos(dphi) sinh(eta)) has the sign of L (eta_jet - eta) unless dphi matters.
     clear = np.abs(np.sinh(jet_eta) - np.sinh(eta)) > 2 * np.abs(1 - np.cos(dphi)) * np.abs(np.sinh(eta))
     assert clear.mean() > 0.8
     z0_significance = signed_z0_significance(z0, sigma, deta)

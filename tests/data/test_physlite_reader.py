@@ -291,7 +291,8 @@ def test_the_ttree_spelling_without_tracks_and_links(tmp_path):
     }
     path = tmp_path / "tree.root"
     with uproot.recreate(path) as file:
-        types = {name: "var * float64" for name in jagged} | {name: values.dtype for name, values in flat.items()}
+        types = dict.fromkeys(jagged, "var * float64")
+        types |= {name: values.dtype for name, values in flat.items()}
         file.mktree("CollectionTree", types)
         file["CollectionTree"].extend({name: ak.Array(values) for name, values in jagged.items()} | flat)
     card = card_for(path, scores={"tagger": "DL1r"})
@@ -310,7 +311,7 @@ def test_the_ttree_spelling_without_tracks_and_links(tmp_path):
     ("name", "tagger", "classes", "n_jets", "n_tracks", "thinned"),
     [(TTREE, "DL1r", 3, 372, 169, 4638), (RNTUPLE, "GN2v01", 4, 881, 2154, 7525)],
 )
-def test_published_files_against_a_loop_over_jets(shared_file, name, tagger, classes, n_jets, n_tracks, thinned):
+def test_published_files_against_a_loop(shared_file, name, tagger, classes, n_jets, n_tracks, thinned):
     """Every jet and track again by a slow loop over what uproot gives."""
     path = shared_file(f"published/{name}")
     reader = PhysliteReader()
