@@ -39,7 +39,9 @@ def signed_z0_significance(z0_sin_theta: Column, sigma: Column, deta: Column) ->
 
 
 def _signed(value: Column, sigma: Column, direction: Column) -> Column:
-    with np.errstate(divide="ignore", invalid="ignore"):  # sigma = 0 gives infinity, which is refused later
+    with np.errstate(
+        divide="ignore", invalid="ignore", over="ignore"
+    ):  # sigma = 0 gives infinity, which is refused later
         return np.where(value * direction >= 0, 1.0, -1.0) * np.abs(value) / sigma
 
 
@@ -51,8 +53,8 @@ def z0_sin_theta_sigma(
     sigma^2 = sin^2(theta) var(z0) + z0^2 cos^2(theta) var(theta) + 2 z0 sin(theta) cos(theta) cov(z0, theta)
     """
     sine, cosine = np.sin(theta), np.cos(theta)
-    variance = sine**2 * var_z0 + (z0 * cosine) ** 2 * var_theta + 2 * z0 * sine * cosine * cov_z0_theta
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are refused later
+        variance = sine**2 * var_z0 + (z0 * cosine) ** 2 * var_theta + 2 * z0 * sine * cosine * cov_z0_theta
         result: Column = np.sqrt(variance)
     return result
 

@@ -28,7 +28,7 @@ from selfcal.data.jet_axis import (
 from selfcal.data.jets import TRACK_FIELDS, Jets
 from selfcal.data.nanoaod_reader import DEFAULT_COLLECTION, NanoAodReader
 from selfcal.data.reading import Wanted
-from selfcal.data.root_files import EventBlock, flat_float, flat_int, lengths
+from selfcal.data.root_files import EventBlock, flat_int, lengths
 from selfcal.data.root_jets import JetColumns, packed_tracks, tracks_of_links
 from selfcal.data.units import UnitScales, track_factor
 from selfcal.errors import DataError
@@ -112,13 +112,7 @@ class _Candidates:
 
     def named(self, column: str) -> Column:
         """A column of candidates by its full name."""
-        values = flat_float(self._block.read(column))
-        if len(values) != self.counts.sum():
-            raise DataError(
-                f"'{column}' has {len(values)} entries for {int(self.counts.sum())} candidates",
-                where=str(self._block.table.path),
-            )
-        return values
+        return self._block.flat(column, self.counts)
 
 
 def _jets_and_links(block: EventBlock, prefix: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

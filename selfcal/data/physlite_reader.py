@@ -28,7 +28,6 @@ from selfcal.data.root_files import (
     EventBlock,
     EventTable,
     events_if_any,
-    flat_float,
     flat_int,
     lengths,
     open_events,
@@ -249,11 +248,11 @@ def _probabilities(
     link = layout.column(layout.collection, "btaggingLink")
     if holder == layout.collection or link is None:
         return np.column_stack([block.per_jet(name)[rows].astype(np.float64) for name in columns]), classes
-    position = _linked_position(block, layout, link, columns[0])[rows]
+    counts = lengths(block.read(columns[0]))
+    position = _linked_position(block, layout, link, counts)[rows]
     found = np.full((len(rows), len(classes)), _ABSENT_SCORE)
     for k, name in enumerate(columns):
-        values = flat_float(block.read(name))
-        found[position >= 0, k] = values[position[position >= 0]]
+        found[position >= 0, k] = block.flat(name, counts)[position[position >= 0]]
     return found, classes
 
 
@@ -275,14 +274,18 @@ def _holder(layout: Layout, holders: tuple[str, ...], fields: Mapping[str, str],
     return having[0]
 
 
-def _linked_position(block: EventBlock, layout: Layout, link: str, column: str) -> NDArray[np.int64]:
-    """Position of each jet's entry in the flattened ``column`` of b tagging, (N,); -1 without a link."""
+def _linked_position(
+    block: EventBlock, layout: Layout, link: str, counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Position of each jet's entry in the flattened columns of b tagging, (N,); -1 without a link.
+
+    ``counts`` (E,): entries of b tagging per event.
+    """
     key, index = (flat_int(part) for part in layout.links(block, link))
     if len(key) != block.n_jets:
         raise DataError(f"{len(key)} links to b tagging for {block.n_jets} jets", where=str(block.table.path))
     if len(np.unique(key[key != 0])) > 1:
         raise DataError("the jets link to several containers of b tagging", where=str(block.table.path))
-    counts = lengths(block.read(column))
     if ((key != 0) & (index >= counts[block.event_of_jet])).any():
         raise DataError("links to b tagging point beyond its entries", where=str(block.table.path))
     return np.where(key != 0, (np.cumsum(counts) - counts)[block.event_of_jet] + index, -1)

@@ -8,7 +8,6 @@ PHYSLITE keeps few tracks: links to those that were thinned away have the key 0,
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import awkward as ak
@@ -67,7 +66,8 @@ def ghost_tracks(
     track_counts = lengths(block.read(_required(layout, "d0")))
     event = block.event_of_jet[rows][jet]
     track = tracks_of_links(link, track_counts, event, "GhostTrack links", path)
-    columns = _perigee_columns(block, layout, card, track, event, (axis[0][jet], axis[1][jet]))
+    beside = (axis[0][jet], axis[1][jet])
+    columns = _perigee_columns(block, layout, card, track_counts, track, event, beside)
     return packed_tracks(columns, counts, path)
 
 
@@ -101,15 +101,15 @@ def _perigee_columns(
     block: EventBlock,
     layout: Layout,
     card: DataCard,
+    counts: NDArray[np.int64],
     track: NDArray[np.int64],
     event: NDArray[np.int64],
     axis: tuple[Column, Column],
 ) -> dict[str, Column]:
-    """Columns by native name, one value per track of a jet."""
+    """Columns by native name, one value per track of a jet; ``counts`` tracks per event in the file."""
     scales = UnitScales.of(card)
     d0, z0, phi, theta, q_over_p = (
-        flat_float(block.read(_required(layout, name)))[track]
-        for name in ("d0", "z0", "phi", "theta", "qOverP")
+        block.flat(_required(layout, name), counts)[track] for name in ("d0", "z0", "phi", "theta", "qOverP")
     )
     phi, theta = phi * scales.angle_rad, theta * scales.angle_rad
     deta, dphi = relative_angles(pseudorapidity(theta), phi, *axis)
@@ -119,9 +119,9 @@ def _perigee_columns(
     vertex = _vertex_z(block, layout)
     if vertex is not None:
         shift = layout.column(TRACK_CONTAINER, "vz")
-        z0 = z0 + (flat_float(block.read(shift))[track] if shift else 0.0) - vertex[event]
+        z0 = z0 + (block.flat(shift, counts)[track] if shift else 0.0) - vertex[event]
         columns["z0SinTheta"] = z0 * np.sin(theta) * scales.length_mm
-    covariance = _covariance(block, layout, track)
+    covariance = _covariance(block, layout, counts, track)
     if covariance is not None:
         variance = {i: covariance[i, i] for i in range(_PARAMETERS)}
         with np.errstate(invalid="ignore"):  # a negative variance gives NaN, which is refused
@@ -138,7 +138,7 @@ def _perigee_columns(
         own = card.fields.tracks.get(name)
         stored = _required(layout, own) if own else layout.column(TRACK_CONTAINER, name)
         if own or (name.startswith("numberOf") and stored):
-            columns[name] = flat_float(block.read(str(stored)))[track] * track_factor(name, scales)
+            columns[name] = block.flat(str(stored), counts)[track] * track_factor(name, scales)
     _require_known(card)
     return columns
 
@@ -156,7 +156,10 @@ def _vertex_z(block: EventBlock, layout: Layout) -> Column | None:
         return None
     z = block.read(z_column)
     if type_column is not None:
-        is_hard = block.read(type_column) == _HARD_SCATTER
+        kind = block.read(type_column)
+        if not np.array_equal(lengths(kind), lengths(z)):
+            raise DataError(f"'{type_column}' and '{z_column}' differ in length", where=str(block.table.path))
+        is_hard = kind == _HARD_SCATTER
         z = ak.where(ak.any(is_hard, axis=1), ak.firsts(z[is_hard]), ak.firsts(z))
     else:
         z = ak.firsts(z)
@@ -164,17 +167,16 @@ def _vertex_z(block: EventBlock, layout: Layout) -> Column | None:
 
 
 def _covariance(
-    block: EventBlock, layout: Layout, track: NDArray[np.int64]
+    block: EventBlock, layout: Layout, counts: NDArray[np.int64], track: NDArray[np.int64]
 ) -> dict[tuple[int, int], Column] | None:
     """Elements (i, i) and (3, 1) of the covariance of the five parameters for each track.
 
     Two forms are in use: the lower triangle row by row (15 numbers), or variances (5 numbers) and
     correlations, again the lower triangle row by row (10 numbers).
     """
-    path = block.table.path
     whole = layout.column(TRACK_CONTAINER, "definingParametersCovMatrix")
     if whole is not None:
-        triangle = _matrix(block, whole, _PARAMETERS * (_PARAMETERS + 1) // 2, path)[track]
+        triangle = _matrix(block, whole, counts, _PARAMETERS * (_PARAMETERS + 1) // 2)[track]
         place = {(i, j): i * (i + 1) // 2 + j for i in range(_PARAMETERS) for j in range(i + 1)}
         return {
             element: triangle[:, place[element]]
@@ -185,17 +187,18 @@ def _covariance(
     )
     if diagonal is None or below is None:
         return None
-    variances = _matrix(block, diagonal, _PARAMETERS, path)[track]
-    correlation = _matrix(block, below, _PARAMETERS * (_PARAMETERS - 1) // 2, path)[track][:, 4]
+    variances = _matrix(block, diagonal, counts, _PARAMETERS)[track]
+    correlation = _matrix(block, below, counts, _PARAMETERS * (_PARAMETERS - 1) // 2)[track][:, 4]
     elements: dict[tuple[int, int], Column] = {(i, i): variances[:, i] for i in range(_PARAMETERS)}
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         elements[3, 1] = correlation * np.sqrt(variances[:, 3] * variances[:, 1])
     return elements
 
 
-def _matrix(block: EventBlock, column: str, width: int, path: Path) -> Column:
+def _matrix(block: EventBlock, column: str, counts: NDArray[np.int64], width: int) -> Column:
     """A column of ``width`` numbers per track as (tracks, width)."""
     array = ak.flatten(block.read(column), axis=1)
-    if not ak.all(ak.num(array) == width):
-        raise DataError(f"'{column}' does not have {width} numbers for every track", where=str(path))
+    if len(array) != counts.sum() or not ak.all(ak.num(array) == width):
+        where = str(block.table.path)
+        raise DataError(f"'{column}' does not have {width} numbers for every track", where=where)
     return flat_float(array).reshape(-1, width)

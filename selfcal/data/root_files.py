@@ -103,6 +103,8 @@ class EventTable:
             array = self._tree[column].array(entry_start=start, entry_stop=stop, library="ak")
             if len(array) != stop - start:
                 raise ValueError(f"{len(array)} of {stop - start} events")
+            if problem := ak.validity_error(array):  # offsets are not covered by every checksum
+                raise ValueError(problem)
             return array
 
     def ranges(self, jets_column: str, chunk_jets: int) -> Iterator[tuple[int, int]]:
@@ -169,6 +171,24 @@ class EventBlock:
         if array.ndim == 1:
             return np.asarray(ak.to_numpy(array))[self.event_of_jet]
         return np.asarray(ak.to_numpy(ak.flatten(self.jagged(column))))
+
+    def flat(self, column: str, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The entries of a jagged column, event after event; ``counts`` (E,) is how many there must be.
+
+        Raises
+        ------
+        DataError
+            If an event has another number of entries.
+        """
+        array = self.read(column)
+        if array.ndim < 2 or not np.array_equal(lengths(array), counts):
+            raise DataError(
+                f"'{column}' does not have as many entries as the columns beside it",
+                where=str(self.table.path),
+                expected=f"{int(counts.sum())} entries in events {self.start} to {self.stop}",
+                fix="the file is damaged or was skimmed inconsistently",
+            )
+        return flat_float(array)
 
     def jagged(self, column: str) -> Any:
         """A column of jets, (E, var, ...), whose numbers of jets are checked."""

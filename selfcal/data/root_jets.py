@@ -141,8 +141,9 @@ def packed_tracks(
     names = tuple(name for name in TRACK_FIELDS if name in columns)
     total = int(counts.sum())
     matrix = np.empty((total, len(names)), dtype=np.float32)
-    for position, name in enumerate(names):
-        matrix[:, position] = columns[name]
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused below
+        for position, name in enumerate(names):
+            matrix[:, position] = columns[name]
     if not np.isfinite(matrix).all():
         refuse_not_finite({name: matrix[:, i] for i, name in enumerate(names)}, path)
     return {

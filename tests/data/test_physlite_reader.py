@@ -243,6 +243,14 @@ def test_damaged_links_and_bad_numbers_are_refused(tmp_path):
     columns = content() | {f"{TRACK}d0": [[0.1, np.nan, 0.3], [9.0], [0.5, np.inf]]}
     with pytest.raises(DataError, match=r"d0 \(2\)"):
         read(card_for(write(tmp_path / "b.root", columns)))
+    for name, values in {
+        f"{TRACK}phi": [[0.1, 2.9], [0.0], [3.1, -3.0]],
+        f"{JET}eta": [[0.0, 1.0], [2.0], [-1.5]],
+        "PrimaryVerticesAuxDyn:vertexType": [[3], [1], [1, 3]],
+        f"{TRACK}definingParametersCovMatrixDiag": [[[1.0] * 5] * 3, [[1.0] * 4], [[1.0] * 5] * 2],
+    }.items():
+        with pytest.raises(DataError, match=name):
+            read(card_for(write(tmp_path / "lengths.root", content() | {name: values})))
     columns = content() | {f"{JET}HadronConeExclTruthLabelID": [[5, 7], [], [15]]}
     with pytest.raises(DataError, match=r"unknown truth label\(s\) \[7\]"):
         read(card_for(write(tmp_path / "c.root", columns)), tracks=False)
