@@ -25,6 +25,7 @@ from selfcal.likelihood.layout import Layout, make_layout
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
 from selfcal.likelihood.templates import Templates
+from selfcal.likelihood.two_roads import MapFactors, agreement, map_factors, two_roads_json
 from selfcal.likelihood.workspace import build_workspace
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
@@ -43,6 +44,7 @@ class Measurement:
     verdict: Identifiability
     result: FitResult
     factors: ScaleFactors
+    of_map: MapFactors
     blinded: bool = False
 
 
@@ -66,11 +68,13 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     require_identifiable(verdict)
     result = fit(model, seed=seed, force=config.force)
     factors = scale_factors(templates, layout, model, result)
-    return Measurement(layout, workspace, model, verdict, result, factors, blind)
+    of_map = map_factors(templates, layout, model, factors)
+    return Measurement(layout, workspace, model, verdict, result, factors, of_map, blind)
 
 
 def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
-    """Write ``workspace.json``, ``fit.json``, ``scale_factors.json``, ``impacts.json`` and discriminants.
+    """Write ``workspace.json``, ``fit.json``, ``scale_factors.json``, ``impacts.json``,
+    ``two_roads.json`` and ``discriminants.safetensors``.
 
     Nothing is written if the fit is refused or does not converge (unless ``fit.force`` is set), or if pyhf
     disagrees. A blinded run shows no discriminants: ``discriminants.safetensors`` of an earlier fit is
@@ -88,6 +92,7 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
         "fit.json": fit_json(measured, confirmation),
         "scale_factors.json": factors,
         "impacts.json": impact_table(measured, config.fit),
+        "two_roads.json": two_roads(measured),
     }
     for name, content in contents.items():
         write_json(results / name, content)
@@ -136,6 +141,13 @@ def impact_table(measured: Measurement, config: FitConfig) -> dict[str, Any]:
     chosen = strongest(found, factors, config.impacts_refitted)
     refitted = refitted_impacts(model, result, factors, chosen)
     return impacts_json(found, refitted, factors, config.impacts_listed)
+
+
+def two_roads(measured: Measurement) -> dict[str, Any]:
+    """The content of ``two_roads.json``: the map's scale factors beside the fit's."""
+    factors, of_map = measured.factors, measured.of_map
+    found = agreement(measured.layout, measured.model, measured.result, factors, of_map)
+    return two_roads_json(factors, of_map, found)
 
 
 def pulls(model: HistFactory, result: FitResult) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from selfcal.run.metrics import read_metrics
 
 SCALE_FACTORS = "results/scale_factors.json"
 AGAINST_TRUTH = "results/scale_factors_against_truth.json"
+TWO_ROADS = "results/two_roads.json"
 CLOSURE = "results/closure.json"
 FIT = "results/fit.json"
 COMPOSITION = "results/composition.json"
@@ -31,6 +32,7 @@ PROVENANCE = "provenance.json"
 WRITTEN_BY: dict[str, str] = {
     SCALE_FACTORS: "'selfcal fit' writes",
     AGAINST_TRUTH: "a run writes where the truth is known",
+    TWO_ROADS: "'selfcal fit' writes",
     CLOSURE: "a run writes where the truth is known",
     FIT: "'selfcal fit' writes",
     COMPOSITION: "'selfcal fit' writes",
@@ -90,6 +92,27 @@ class ScaleFactors(Content):
     working_points: list[float]
     rows: list[ScaleFactorRow]
     covariance: dict[str, Any] = {}
+
+
+class Estimate(Content):
+    value: float
+    total: float
+
+
+class RoadsRow(Content):
+    row: int
+    map: Estimate
+    fit: Estimate
+    difference: float
+    difference_uncertainty: float
+    compared: bool
+
+
+class TwoRoads(Content):
+    chi2: float
+    ndf: int
+    p_value: float | None = None
+    rows: list[RoadsRow]
 
 
 class RowPull(Content):

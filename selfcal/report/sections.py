@@ -29,6 +29,7 @@ from selfcal.report.inputs import (
     ROC,
     ROC_BEFORE_AFTER,
     TAGGER_METRICS,
+    TWO_ROADS,
     WRITTEN_BY,
     AgainstTruth,
     Closure,
@@ -37,6 +38,7 @@ from selfcal.report.inputs import (
     RunFiles,
     ScaleFactors,
     TaggerMetrics,
+    TwoRoads,
 )
 from selfcal.report.style import ReportFigure
 from selfcal.report.tables import (
@@ -46,6 +48,7 @@ from selfcal.report.tables import (
     content_table,
     rejection_table,
     scale_factor_tables,
+    two_roads_table,
 )
 from selfcal.run.atomic import read_json
 
@@ -93,6 +96,11 @@ def scale_factor_section(
     chapter.content += [draw(figure) for figure in working_point_figures(scale_factors)]
     chapter.content += [draw(figure) for figure in continuous_figures(scale_factors)]
     chapter.content += scale_factor_tables(scale_factors, against_truth)
+    chapter.add(
+        "Scale factors of the map beside those of the fit",
+        [TWO_ROADS],
+        lambda: [two_roads_table(files.read(TWO_ROADS, TwoRoads), scale_factors)],
+    )
     return chapter.close(
         "scale_factors",
         "Scale factors",

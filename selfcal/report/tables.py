@@ -15,12 +15,14 @@ from selfcal.report.inputs import (
     COMPOSITION,
     SCALE_FACTORS,
     TAGGER_METRICS,
+    TWO_ROADS,
     AgainstTruth,
     Closure,
     Composition,
     ScaleFactorRow,
     ScaleFactors,
     TaggerMetrics,
+    TwoRoads,
 )
 from selfcal.report.style import interval, percent
 
@@ -120,6 +122,53 @@ def _scale_factor_cells(
         number(pull, 2, significance_style(abs(pull)) if pull is not None else ""),
         number(row.expected_passing, 0),
     )
+
+
+def two_roads_table(roads: TwoRoads, scale_factors: ScaleFactors) -> Table:
+    """Scale factors of the map beside those of the fit at the working points."""
+    columns = (
+        "row",
+        "flavour",
+        "WP",
+        "pT [GeV]",
+        "map",
+        "± map",
+        "fit",
+        "± fit",
+        "fit − map",
+        "± both",
+        "pull",
+    )
+    rows = []
+    for entry in roads.rows:
+        row = scale_factors.rows[entry.row]
+        if row.working_point is None:
+            continue
+        sigma = entry.difference_uncertainty
+        pull = entry.difference / sigma if entry.compared and sigma > 0 else None
+        rows.append(
+            (
+                Cell(str(entry.row), entry.row),
+                Cell(row.flavour),
+                Cell(percent(row.working_point), row.working_point),
+                Cell(interval(row.pt_gev), row.pt_gev[0]),
+                number(entry.map.value),
+                number(entry.map.total),
+                number(entry.fit.value, style="strong"),
+                number(entry.fit.total),
+                number(entry.difference),
+                number(sigma),
+                number(pull, 2, significance_style(abs(pull)) if pull is not None else ""),
+            )
+        )
+    verdict = f"χ² {roads.chi2:.1f} / {roads.ndf}"
+    if roads.p_value is not None:
+        verdict += f", p = {roads.p_value:.3g}"
+    caption = (
+        "One truth, two roads: scale factors read off the calibration map, and those of the template fit; "
+        f"± both: of the difference, with their correlation. {verdict}."
+    )
+    return Table("table_two_roads", columns, tuple(rows), caption, (TWO_ROADS, SCALE_FACTORS), folded=True)
 
 
 def closure_table(closure: Closure) -> Table:

@@ -57,6 +57,7 @@ def write_synthetic_run(
     write_json(results / "scale_factors_against_truth.json", _against_truth(scale_factors["rows"]))
     write_json(results / "closure.json", _closure(random, [*regions.values(), HELD_OUT]))
     write_json(results / "fit.json", _fit(random, hostile))
+    write_json(results / "two_roads.json", _two_roads(read_json(results / "scale_factors.json")))
     write_json(results / "composition.json", _composition(random, regions))
     write_json(
         results / "tagger_metrics.json",
@@ -118,6 +119,22 @@ def write_synthetic_run(
         },
     )
     return path
+
+
+def _two_roads(factors: dict[str, Any]) -> dict[str, Any]:
+    rows = [
+        {
+            "row": index,
+            "map": {"value": row["value"] + 0.01, "total": row["total"]},
+            "fit": {"value": row["value"], "total": row["total"]},
+            "difference": -0.01,
+            "difference_uncertainty": 0.02,
+            "compared": index % 2 == 0,
+        }
+        for index, row in enumerate(factors["rows"])
+        if row["value"] is not None
+    ]
+    return {"chi2": 12.5, "ndf": 10, "p_value": 0.2526, "rows": rows}
 
 
 def _scale_factors(random: np.random.Generator, tagger: str, small: bool) -> dict[str, Any]:

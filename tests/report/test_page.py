@@ -201,6 +201,11 @@ def test_every_figure_and_table_names_its_file(report):
             assert (report.path / name).is_file()
 
 
+def test_the_map_and_the_fit_stand_side_by_side(report):
+    assert "fit − map" in report.html
+    assert "χ² 12.5 / 10, p = 0.253" in report.html
+
+
 @pytest.mark.parametrize(
     ("missing", "gone"),
     [
