@@ -313,7 +313,8 @@ class FitConfig(Configured):
     (Asimov data), and every file of the fit says so. Pseudo-data, whose truth is known, are not blinded.
     ``force`` writes the results of a fit that did not converge; its certificate in ``fit.json`` says so.
     ``impacts_listed`` nuisance parameters are ranked for each scale factor in ``impacts.json``; the impacts
-    of the ``impacts_refitted`` strongest ones are confirmed by two fits each.
+    of the ``impacts_refitted`` strongest ones are confirmed by two fits each. The goodness of fit is also
+    given as the part of ``goodness_toys`` toy experiments that fit worse (0: without toys).
     """
 
     working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
@@ -337,6 +338,7 @@ class FitConfig(Configured):
     force: bool = False
     impacts_listed: PositiveInt = 10
     impacts_refitted: Annotated[int, Field(ge=0)] = 5
+    goodness_toys: Annotated[int, Field(ge=0)] = 50
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcal.errors import FitError
+from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fisher_information
 from selfcal.likelihood.histfactory import HistFactory
+from selfcal.likelihood.minimise import gradient, moving
 
 Quantity = Callable[[Tensor], Tensor]
 """A scalar function of the parameters (D,)."""
@@ -135,23 +137,21 @@ def _step(
     model: HistFactory, counts: Tensor, quantity: Quantity, value: float, theta: Tensor
 ) -> tuple[Tensor, float, float, float]:
     """Step δ (D,), multiplier λ, what −ln L + λ q could still gain, and v − q."""
-    expected, jacobian = expected_and_jacobian(model, theta)
-    pull = torch.where(model.constrained, (theta - model.centre) / model.width**2, 0.0)
-    gradient = jacobian.T @ (1 - counts / expected.clamp_min(1e-12)) + pull
+    uphill = gradient(Differentiator(model), theta[None], counts[None], model.centre[None])
+    free = moving(model, theta[None], uphill)[0]
     slope = torch.func.grad(quantity)(theta)
     miss = value - float(quantity(theta))
-    lower, upper = theta <= model.lower, theta >= model.upper
-    moving = ~model.fixed & ~(lower & (gradient > 0)) & ~(upper & (gradient < 0))
-    information = fisher_information(model, theta, expected, jacobian)[moving][:, moving]
+    expected, jacobian = expected_and_jacobian(model, theta)
+    information = fisher_information(model, theta, expected, jacobian)[free][:, free]
     unit = torch.diagonal(information).clamp_min(1e-12).rsqrt()
     scaled = information * unit[:, None] * unit[None, :]
-    right = torch.stack([-gradient[moving] * unit, slope[moving] * unit], dim=1)
+    right = torch.stack([-uphill[0, free] * unit, slope[free] * unit], dim=1)
     downhill, along = torch.linalg.solve(scaled + 1e-13 * torch.eye(len(scaled)), right).unbind(1)
-    strength = (slope[moving] * unit) @ along
-    multiplier = ((slope[moving] * unit) @ downhill - miss) / strength
+    strength = (slope[free] * unit) @ along
+    multiplier = ((slope[free] * unit) @ downhill - miss) / strength
     inner = downhill - multiplier * along
     step = torch.zeros_like(theta)
-    step[moving] = inner * unit
+    step[free] = inner * unit
     gain = 0.5 * float(inner @ scaled @ inner)
     return step, float(multiplier), gain, miss
 

@@ -24,7 +24,8 @@ from selfcal.likelihood.impacts import impacts, impacts_json, refitted_impacts, 
 from selfcal.likelihood.layout import Layout, make_layout
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
-from selfcal.likelihood.templates import Templates
+from selfcal.likelihood.templates import Templates, templates_json
+from selfcal.likelihood.toy_fits import toy_goodness
 from selfcal.likelihood.two_roads import MapFactors, agreement, map_factors, two_roads_json
 from selfcal.likelihood.workspace import build_workspace
 from selfcal.run.atomic import write_json
@@ -38,6 +39,7 @@ DISCRIMINANTS = "discriminants.safetensors"
 class Measurement:
     """Everything one fit of templates yields."""
 
+    templates: Templates
     layout: Layout
     workspace: dict[str, Any]
     model: HistFactory
@@ -69,12 +71,12 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     result = fit(model, seed=seed, force=config.force)
     factors = scale_factors(templates, layout, model, result)
     of_map = map_factors(templates, layout, model, factors)
-    return Measurement(layout, workspace, model, verdict, result, factors, of_map, blind)
+    return Measurement(templates, layout, workspace, model, verdict, result, factors, of_map, blind)
 
 
 def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     """Write ``workspace.json``, ``fit.json``, ``scale_factors.json``, ``impacts.json``,
-    ``two_roads.json`` and ``discriminants.safetensors``.
+    ``templates.json``,     ``two_roads.json`` and ``discriminants.safetensors``.
 
     Nothing is written if the fit is refused or does not converge (unless ``fit.force`` is set), or if pyhf
     disagrees. A blinded run shows no discriminants: ``discriminants.safetensors`` of an earlier fit is
@@ -89,7 +91,8 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name, blind)
     contents = {
         "workspace.json": measured.workspace,
-        "fit.json": fit_json(measured, confirmation),
+        "fit.json": fit_json(measured, confirmation, config.fit.goodness_toys, config.seed),
+        "templates.json": templates_json(measured.templates),
         "scale_factors.json": factors,
         "impacts.json": impact_table(measured, config.fit),
         "two_roads.json": two_roads(measured),
@@ -111,9 +114,14 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     return [*(results / name for name in contents), histograms]
 
 
-def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, Any]:
-    """The content of ``fit.json``."""
+def fit_json(
+    measured: Measurement, confirmation: dict[str, Any], toys: int = 0, seed: int = 1
+) -> dict[str, Any]:
+    """The content of ``fit.json``, with the goodness of fit of ``toys`` toy experiments."""
     model, result = measured.model, measured.result
+    goodness: dict[str, Any] = {**goodness_of_fit(model, result), "toys": None}
+    if toys:
+        goodness["toys"] = toy_goodness(model, result, toys, seed)
     return {
         "schema_version": 1,
         "blinded": measured.blinded,
@@ -124,7 +132,7 @@ def fit_json(measured: Measurement, confirmation: dict[str, Any]) -> dict[str, A
         "covariance": result.covariance.tolist(),
         "twice_nll": result.twice_nll,
         "certificate": {**result.certificate, "pyhf": confirmation},
-        "goodness_of_fit": goodness_of_fit(model, result),
+        "goodness_of_fit": goodness,
         "identifiability": {
             **measured.verdict.as_json(),
             "prior_dominated": prior_dominated(model, result),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
+from selfcal.run.atomic import read_json
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,43 @@ class Templates:
     composition: NDArray[np.float64]
     composition_relative_uncertainty: NDArray[np.float64]
     variations: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def templates_json(templates: Templates) -> dict[str, Any]:
+    """The content of ``templates.json``; :func:`read_templates` gives the templates back."""
+    content = {part.name: getattr(templates, part.name) for part in fields(Templates)}
+    plain = {name: value.tolist() for name, value in content.items() if isinstance(value, np.ndarray)}
+    variations = {name: value.tolist() for name, value in templates.variations.items()}
+    return {
+        "schema_version": 1,
+        "regions": list(templates.regions),
+        "binning": asdict(templates.binning),
+        **plain,
+        "variations": variations,
+    }
+
+
+def read_templates(path: Path) -> Templates:
+    """Read what :func:`templates_json` gives.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or of another format.
+    """
+    content = read_json(path)
+    try:
+        if content.pop("schema_version") != 1:
+            raise ValueError("another schema version")
+        binning = Binning(**{name: tuple(value) for name, value in content.pop("binning").items()})
+        regions = tuple(content.pop("regions"))
+        variations = {name: np.array(value) for name, value in content.pop("variations").items()}
+        arrays = {name: np.array(value, dtype=np.float64) for name, value in content.items()}
+        return Templates(regions=regions, binning=binning, variations=variations, **arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"not the templates of a fit: {error}", where=str(path), fix="run 'selfcal fit' again"
+        ) from error
 
 
 def count_by_flavour(

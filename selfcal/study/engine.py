@@ -135,6 +135,10 @@ def _row(study: Study, point: Point, directory: Path, run_point: RunPoint) -> di
     row: dict[str, Any] = {"point": dict(point.values), "run": directory.name, "values": None, "error": None}
     try:
         run_point(point.assignments, directory)
+        if study.config.coverage is not None:
+            from selfcal.study.coverage import run_coverage  # PyTorch, which listing studies does not need
+
+            run_coverage(directory, study.config.coverage)
         row["values"] = collected(directory / "results", study.config.collect)
     except Interrupted:
         raise

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chi2
 
 from selfcal.report.stage import build_report
-from selfcal.run.atomic import write_arrays, write_json, write_text
+from selfcal.run.atomic import read_json, write_arrays, write_json, write_text
 
 REGIONS = ("dijet", "ttbar_emu", "w_charm", "z_tautau")
 HELD_OUT = "ttbar_ljets"

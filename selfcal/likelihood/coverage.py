@@ -1,0 +1,162 @@
+"""Do the intervals of the scale factors cover the truth as often as they say? Likelihood toys, and a verdict.
+
+In a toy the truth is SF(θ, η): the parameters θ from which counts and auxiliary measurements are drawn, and
+the independent fluctuation η ~ N(0, 1) of the nominal simulation. The estimate is SF(θ̂, 0) with
+
+    σ² = J C Jᵀ + J_η J_ηᵀ,   pull = (SF(θ̂, 0) − SF(θ, η)) / σ
+
+and covers at 68 (95) % if |pull| < 1 (1.96). Score of the HiggsML uncertainty challenge (arXiv:2410.02867)
+with the mean width w = ⟨2σ⟩ of the 68 % interval and the coverage c of N toys, σ_c² = 0.6827·0.3173/N:
+
+    score = −ln[(w + 10⁻³) f(c)],   f = 1 within 2σ_c of 0.6827, 1 + d⁴ below, 1 + d³ above,
+
+d being how far c is outside, in σ_c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfcal.likelihood.efficiencies import EfficiencyRatios
+from selfcal.likelihood.toy_fits import fit_toys
+
+ONE_SIGMA, TWO_SIGMA = 0.6827, 0.95
+QUANTILE_95 = 1.959964
+PASSING_MIN = 25
+"""Rows with fewer expected passing jets are listed, not judged: their errors are not Gaussian."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What 1,000 toys must give per scale factor, and over the average of all; wider for fewer toys."""
+
+    coverage_68: tuple[float, float] = (0.63, 0.735)
+    coverage_95: tuple[float, float] = (0.925, 0.972)
+    average_68: tuple[float, float] = (0.66, 0.705)
+    pull_mean: float = 0.12
+    pull_width: tuple[float, float] = (0.91, 1.09)
+    failed_share: float = 0.005
+
+    def for_toys(self, number: int) -> Limits:
+        """Distances from the nominal values grow as 1/√number below 1,000 toys."""
+        grow = max(1.0, (1000 / max(number, 1)) ** 0.5)
+
+        def stretched(low_high: tuple[float, float], nominal: float) -> tuple[float, float]:
+            low, high = (nominal + grow * (edge - nominal) for edge in low_high)
+            return low, high
+
+        return Limits(
+            stretched(self.coverage_68, ONE_SIGMA),
+            stretched(self.coverage_95, TWO_SIGMA),
+            stretched(self.average_68, ONE_SIGMA),
+            grow * self.pull_mean,
+            stretched(self.pull_width, 1.0),
+            self.failed_share,
+        )
+
+
+@dataclass(frozen=True)
+class ToyScaleFactors:
+    """Estimate, truth and uncertainty of S scale factors in T toys, each (T, S), and the failed toys."""
+
+    estimate: Array
+    truth: Array
+    sigma: Array
+    failed: int
+
+
+def toy_scale_factors(
+    ratios: EfficiencyRatios, theta: Float[Tensor, " D"], number: int, seed: int
+) -> ToyScaleFactors:
+    """Fit ``number`` toys of the model around ``theta``."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    estimate, truth, sigma, failed = [], [], [], 0
+    for toys in fit_toys(ratios.model, theta, number, seed):
+        failed += toys.failed
+        eta = torch.randn((len(toys.passed), ratios.eta_size), generator=generator, dtype=torch.float64)
+        for t in torch.nonzero(toys.passed)[:, 0].tolist():
+            by_theta, by_eta = ratios.jacobians(toys.best_fit[t])
+            variance = ((by_theta @ toys.covariance[t]) * by_theta).sum(1) + (by_eta**2).sum(1)
+            estimate.append(ratios.values(toys.best_fit[t]).numpy())
+            truth.append(ratios.values(theta, eta[t]).numpy())
+            sigma.append(variance.sqrt().numpy())
+    shape = (-1, len(ratios.measured))
+    arrays = (np.array(part, dtype=np.float64).reshape(shape) for part in (estimate, truth, sigma))
+    return ToyScaleFactors(*arrays, failed)
+
+
+def interval_score(width: float, covered: float, number: int) -> float:
+    """The score above for mean width ``width`` and coverage ``covered`` of ``number`` toys."""
+    spread = (ONE_SIGMA * (1 - ONE_SIGMA) / number) ** 0.5
+    beyond = abs(covered - ONE_SIGMA) / spread - 2
+    penalty = 1.0 if beyond <= 0 else 1 + beyond ** (4 if covered < ONE_SIGMA else 3)
+    return float(-np.log((width + 1e-3) * penalty))
+
+
+def coverage_table(toys: ToyScaleFactors, ratios: EfficiencyRatios, passing: Array) -> dict[str, Any]:
+    """Pulls, coverage and score of every scale factor, and every limit that is exceeded.
+
+    ``passing`` (S,) expected passing jets; rows below ``PASSING_MIN`` are listed without being judged.
+    """
+    number = len(toys.estimate)
+    limits = Limits().for_toys(number)
+    pull = (toys.estimate - toys.truth) / toys.sigma
+    rows = []
+    for s, index in enumerate(ratios.measured):
+        row, covered = ratios.rows[index], float((np.abs(pull[:, s]) < 1).mean())
+        width = float(2 * toys.sigma[:, s].mean())
+        entry = {
+            "row": int(index),
+            "flavour": row.flavour,
+            "kind": row.kind,
+            "working_point": row.working_point,
+            "bin": row.bin,
+            "judged": bool(passing[s] >= PASSING_MIN and row.status == "measured"),
+            "pull_mean": float(pull[:, s].mean()),
+            "pull_width": float(pull[:, s].std(ddof=1)),
+            "coverage_68": covered,
+            "coverage_95": float((np.abs(pull[:, s]) < QUANTILE_95).mean()),
+            "interval_width": width,
+            "score": interval_score(width, covered, number),
+        }
+        rows.append({**entry, "exceeded": _exceeded(entry, limits)})
+    judged = [row for row in rows if row["judged"]]
+    average = float(np.mean([row["coverage_68"] for row in judged])) if judged else None
+    flagged = [row["row"] for row in judged if row["exceeded"]]
+    share = toys.failed / max(number + toys.failed, 1)
+    low, high = limits.average_68
+    passed = average is not None and low <= average <= high and not flagged and share <= limits.failed_share
+    return {
+        "schema_version": 1,
+        "limits": asdict(limits),
+        "rows": rows,
+        "summary": {
+            "toys": number,
+            "failed": toys.failed,
+            "judged": len(judged),
+            "average_68": average,
+            "average_score": float(np.mean([row["score"] for row in judged])) if judged else None,
+            "flagged": flagged,
+            "flagged_count": len(flagged),
+            "passed": passed,
+        },
+    }
+
+
+def _exceeded(entry: dict[str, Any], limits: Limits) -> list[str]:
+    outside = {
+        "pull_mean": abs(entry["pull_mean"]) > limits.pull_mean,
+        "pull_width": not limits.pull_width[0] <= entry["pull_width"] <= limits.pull_width[1],
+        "coverage_68": not limits.coverage_68[0] <= entry["coverage_68"] <= limits.coverage_68[1],
+        "coverage_95": not limits.coverage_95[0] <= entry["coverage_95"] <= limits.coverage_95[1],
+    }
+    return [name for name, exceeded in outside.items() if exceeded]

@@ -1,0 +1,53 @@
+"""Coverage of the scale factors of a finished run: its fit repeated on likelihood toys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from selfcal.config.run import FitConfig
+from selfcal.config.study import CoverageConfig
+from selfcal.errors import DataError
+from selfcal.likelihood.coverage import coverage_table, toy_scale_factors
+from selfcal.likelihood.stage import measure
+from selfcal.likelihood.templates import read_templates
+from selfcal.run.atomic import read_json, write_json
+from selfcal.run.directory import RunDirectory
+from selfcal.run.stages import canonical_digest, file_sha256
+
+COVERAGE = "coverage.json"
+
+
+def run_coverage(directory: Path, config: CoverageConfig) -> Path:
+    """Write ``results/coverage.json`` of the run in ``directory``, unless it is there for the same fit.
+
+    The toys are drawn around the best fit of the run's own templates (blinded ones, if the run is).
+
+    Raises
+    ------
+    DataError
+        If the run has no finished fit.
+    FitError
+        If the fit cannot be repeated.
+    """
+    run = RunDirectory(directory)
+    templates, target = run.results / "templates.json", run.results / COVERAGE
+    if not templates.exists() or not run.resolved_config.exists():
+        raise DataError(
+            "no finished fit to take toys of", where=str(directory), fix="run 'selfcal run' first"
+        )
+    settings = yaml.safe_load(run.resolved_config.read_text(encoding="utf-8"))["fit"]
+    made_of = canonical_digest(
+        {"templates": file_sha256(templates), "fit": settings, "toys": config.model_dump(mode="json")}
+    )
+    if target.exists() and read_json(target).get("made_of") == made_of:
+        return target
+    torch.set_num_threads(1)
+    measured = measure(read_templates(templates), FitConfig.model_validate(settings))
+    factors = measured.factors
+    theta = torch.from_numpy(measured.result.best_fit)
+    toys = toy_scale_factors(factors.ratios, theta, config.toys, config.seed)
+    write_json(target, {**coverage_table(toys, factors.ratios, factors.expected_passing), "made_of": made_of})
+    return target

@@ -1,0 +1,95 @@
+"""Coverage of likelihood toys, and the check that must tell a right uncertainty from a wrong one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from selfcal.config.run import FitConfig
+from selfcal.likelihood.coverage import (
+    Limits,
+    coverage_table,
+    interval_score,
+    toy_scale_factors,
+)
+from selfcal.likelihood.stage import measure
+
+SHAPE = np.array([0.2, 0.1, 0.15, 0.25, 0.3])
+
+
+@pytest.fixture(scope="module")
+def toys(one_flavour):
+    """A b-only fit with simulation statistics, 400 toys."""
+    measured = measure(one_flavour(9e3 * SHAPE, SHAPE, size=2e4), FitConfig(free_flavours=("b",)))
+    theta = torch.from_numpy(measured.result.best_fit)
+    return measured.factors, toy_scale_factors(measured.factors.ratios, theta, 400, seed=7)
+
+
+def test_the_toys_of_a_right_uncertainty_pass(toys) -> None:
+    factors, found = toys
+    table = coverage_table(found, factors.ratios, factors.expected_passing)
+    assert table["summary"]["passed"], table["summary"]
+    assert table["summary"]["toys"] == 400
+    assert table["summary"]["judged"] == 9
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_halved_or_doubled_uncertainty_is_flagged_everywhere(toys, factor) -> None:
+    factors, found = toys
+    broken = replace(found, sigma=factor * found.sigma)
+    table = coverage_table(broken, factors.ratios, factors.expected_passing)
+    assert not table["summary"]["passed"]
+    assert table["summary"]["flagged_count"] == table["summary"]["judged"]
+    for row in table["rows"]:
+        assert {"pull_width", "coverage_68"} <= set(row["exceeded"])
+
+
+def test_a_bias_is_flagged(toys) -> None:
+    factors, found = toys
+    moved = replace(found, estimate=found.estimate + 0.4 * found.sigma)
+    table = coverage_table(moved, factors.ratios, factors.expected_passing)
+    assert all("pull_mean" in row["exceeded"] for row in table["rows"])
+
+
+def test_failed_toys_are_counted_and_too_many_are_flagged(toys) -> None:
+    factors, found = toys
+    for failed, passed in ((1, True), (5, False)):
+        table = coverage_table(replace(found, failed=failed), factors.ratios, factors.expected_passing)
+        assert table["summary"]["failed"] == failed
+        assert table["summary"]["passed"] is passed
+
+
+def test_the_truth_scatters_with_the_part_of_the_simulation_that_no_data_see(one_flavour) -> None:
+    """Calibrated templates of four times the variance: ε⁰ is correlated with them by a half."""
+    templates = one_flavour(9e3 * SHAPE, SHAPE, size=2e4)
+    templates = replace(templates, calibrated_variance=4 * templates.nominal_variance)
+    factors = measure(templates, FitConfig(free_flavours=("b",))).factors
+    start = factors.ratios.model.start
+    found = toy_scale_factors(factors.ratios, start, 200, seed=3)
+    independent = (factors.ratios.jacobians(start)[1] ** 2).sum(1).sqrt().numpy()
+    assert (independent > 1e-3).all()
+    np.testing.assert_allclose(found.truth.std(0), independent, rtol=0.2)
+    moving = coverage_table(found, factors.ratios, factors.expected_passing)
+    assert moving["summary"]["passed"], moving["summary"]
+
+
+def test_the_score_has_the_closed_form_of_its_source() -> None:
+    spread = math.sqrt(0.6827 * 0.3173 / 1000)
+    assert interval_score(0.1, 0.6827, 1000) == pytest.approx(-math.log(0.101))
+    assert interval_score(0.1, 0.6827 + 1.99 * spread, 1000) == pytest.approx(-math.log(0.101))
+    assert interval_score(0.1, 0.6827 - 5 * spread, 1000) == pytest.approx(-math.log(0.101 * 82))
+    assert interval_score(0.1, 0.6827 + 5 * spread, 1000) == pytest.approx(-math.log(0.101 * 28))
+    # Under-coverage costs more than over-coverage by the same amount.
+    assert interval_score(0.1, 0.6, 1000) < interval_score(0.1, 0.7654, 1000)
+
+
+def test_limits_are_those_of_1000_toys_and_widen_for_fewer() -> None:
+    assert Limits().for_toys(1000) == Limits().for_toys(4000)
+    narrow, wide = Limits().for_toys(1000), Limits().for_toys(250)
+    assert narrow.coverage_68 == pytest.approx((0.63, 0.735))
+    assert wide.pull_mean == pytest.approx(0.24)
+    assert wide.coverage_68[0] == pytest.approx(0.6827 - 2 * 0.0527)
