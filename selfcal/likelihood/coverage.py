@@ -90,8 +90,8 @@ def toy_scale_factors(
             truth.append(ratios.values(theta, eta[t]).numpy())
             sigma.append(variance.sqrt().numpy())
     shape = (-1, len(ratios.measured))
-    arrays = (np.array(part, dtype=np.float64).reshape(shape) for part in (estimate, truth, sigma))
-    return ToyScaleFactors(*arrays, failed)
+    tables = [np.array(part, dtype=np.float64).reshape(shape) for part in (estimate, truth, sigma)]
+    return ToyScaleFactors(tables[0], tables[1], tables[2], failed)
 
 
 def interval_score(width: float, covered: float, number: int) -> float:

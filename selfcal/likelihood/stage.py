@@ -75,8 +75,7 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
 
 
 def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
-    """Write ``workspace.json``, ``fit.json``, ``scale_factors.json``, ``impacts.json``,
-    ``templates.json``,     ``two_roads.json`` and ``discriminants.safetensors``.
+    """Write workspace, templates, fit, scale factors, impacts, the two roads and discriminants.
 
     Nothing is written if the fit is refused or does not converge (unless ``fit.force`` is set), or if pyhf
     disagrees. A blinded run shows no discriminants: ``discriminants.safetensors`` of an earlier fit is

@@ -41,10 +41,8 @@ class ToyFits:
 def draw_toys(
     model: HistFactory, theta: Float[Tensor, " D"], number: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T D"]]:
-    """Counts and auxiliary measurements of ``number`` toys."""
-    expected = model.expected(theta)
-    if (expected < 0).any():
-        raise ValueError("toys need expectations that are not negative")
+    """Counts and auxiliary measurements of ``number`` toys; an expectation below zero counts as zero."""
+    expected = model.expected(theta).clamp_min(0.0)
     counts = torch.poisson(expected.expand(number, -1), generator=generator)
     noise = torch.randn((number, len(theta)), generator=generator, dtype=torch.float64)
     normal = theta + model.width * noise
