@@ -23,13 +23,9 @@ class StudyConfig(Configured):
     """One study: the product of ``axes`` and ``seeds`` on top of a base configuration.
 
     ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run, then the
-<<<<<<< HEAD
     keys inside it; a number and its ``..._error`` are shown together. ``until`` is the last stage of each
-    run, if not all of them are needed. ``expected`` says in words what the numbers should show.
-=======
-    keys inside it. ``expected`` says in words what the numbers should show. ``coverage`` adds toy
-    experiments to every run; a finished run in the study's folder is not run again.
->>>>>>> 3bd1a71 (Coverage of likelihood toys as a study; toy p-value of the saturated goodness of fit)
+    run, if not all of them are needed. ``expected`` says in words what the numbers should show. ``coverage``
+    adds toy experiments to every run; a finished run in the study's folder is not run again.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
