@@ -102,12 +102,21 @@ def format_of(path: Path) -> FormatName:
     DataError
         If the file is missing, damaged, or of no format that can be read.
     """
+    from selfcal.data.root_files import holds_histograms
+
     if not path.is_file():
         raise DataError("file not found", where=str(path))
     formats: tuple[FormatName, ...] = get_args(FormatName)
     for name in formats:
         if reader_of(name).recognises(path):
             return name
+    if holds_histograms(path):
+        raise DataError(
+            "holds histograms and no jets",
+            where=str(path),
+            expected="a file of jets",
+            fix="histograms are no input of the calibration",
+        )
     raise DataError(
         "not a file with jets that can be read",
         where=str(path),

@@ -232,6 +232,28 @@ def events_if_any(path: Path, trees: Sequence[str]) -> Iterator[EventTable | Non
         yield _table(path, file, classes, trees)
 
 
+def holds_histograms(path: Path) -> bool:
+    """Whether it is a ROOT file with histograms and without any tree.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    with path.open("rb") as start:
+        if start.read(len(_MAGIC)) != _MAGIC:
+            return False
+    with _open(path) as (_, classes):
+        return bool(_only_histograms(classes))
+
+
+def _only_histograms(classes: dict[str, str]) -> list[str]:
+    """Names of the histograms of a file that has no tree; empty if it has one."""
+    if any(kind.endswith(("TTree", "RNTuple")) for kind in classes.values()):
+        return []
+    return [name for name, kind in classes.items() if kind.startswith(("TH", "TProfile", "TGraph"))]
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """The open file and the class of each of its objects."""
@@ -264,8 +286,7 @@ def _table(path: Path, file: Any, classes: dict[str, str], trees: Sequence[str])
 
 
 def _without_events(path: Path, trees: Sequence[str], classes: dict[str, str]) -> DataError:
-    histograms = [name for name, kind in classes.items() if kind.startswith(("TH", "TProfile", "TGraph"))]
-    if histograms and not any(kind.endswith(("TTree", "RNTuple")) for kind in classes.values()):
+    if histograms := _only_histograms(classes):
         return DataError(
             f"holds {len(histograms)} histograms and no jets ({', '.join(histograms[:3])} ...)",
             where=str(path),

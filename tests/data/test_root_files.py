@@ -10,7 +10,7 @@ import pytest
 import uproot
 
 from selfcal.config.card import DataCard
-from selfcal.data.reading import Wanted, count_jets, read_dataset, reader_of
+from selfcal.data.reading import Wanted, count_jets, format_of, read_dataset, reader_of
 from selfcal.data.root_files import EventBlock, events_if_any, open_events
 from selfcal.errors import DataError
 
@@ -59,6 +59,10 @@ def card_for(path, **more):
 def read(path, chunk_jets=1000):
     parts = read_dataset(card_for(path), [path], Wanted(tracks=False), chunk_jets=chunk_jets)
     return np.concatenate([part.pt_gev for part in parts])
+
+
+def test_the_format_is_told_by_content(whole):
+    assert format_of(whole) == "nanoaod"
 
 
 @pytest.mark.parametrize("chunk_jets", [20, 37, 10_000])
@@ -139,6 +143,8 @@ def test_histogram_files_are_said_to_be_histograms(tmp_path):
         assert not reader.recognises(path)
         with pytest.raises(DataError, match=r"holds 2 histograms and no jets \(data/first, second"):
             reader.contents(path)
+    with pytest.raises(DataError, match="holds histograms and no jets"):
+        format_of(path)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +174,8 @@ def test_other_files_are_not_recognised(tmp_path):
             reader_of(name).contents(text)
         with pytest.raises(DataError, match="file not found"):
             reader_of(name).recognises(absent)
+    with pytest.raises(DataError, match="not a file with jets"):
+        format_of(trees)
     with events_if_any(trees, ("Ntuple",)) as table:
         assert table is not None
         assert table.columns == ("x",)
