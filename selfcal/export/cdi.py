@@ -9,7 +9,7 @@
 
 with <flavour> B, C, Light or T, and in every ``default_SF``
 
-``result``       scale factor, its errors those of the data's statistics
+``result``       scale factor, its errors those of the data's statistics; the title says if it is blinded
 ``statistics``, ``systematics``, ``<group>``   one standard deviation, absolute
 ``status``       1 measured, 2 extrapolated, 0 not measured
 ``covariance``   total, over the cells of ``result``, the first axis running fastest
@@ -100,7 +100,9 @@ def _scale_factors(factors: ScaleFactorRows, cells: Cells) -> list[Any]:
     status = np.array([STATUS[factors.rows[i]["status"]] for i in cells.ravel()]).reshape(cells.shape)
     result = filled(lambda row: float(row["value"]))
     return [
-        root_histogram("result", result, edges, variances=statistics**2, axis_titles=AXES),
+        root_histogram(
+            "result", result, edges, variances=statistics**2, title=factors.note, axis_titles=AXES
+        ),
         *(root_histogram(name, values, edges, axis_titles=AXES) for name, values in content.items()),
         root_histogram("status", status, edges, axis_titles=AXES),
         _matrix("covariance", _block(factors, cells)),

@@ -75,7 +75,7 @@ def export_combine(results: Results) -> Exported:
     card = translate(results.workspace)
     folder = results.folder / "combine"
     with atomic_folder(folder) as temporary:
-        (temporary / DATACARD).write_text(datacard_text(card), encoding="utf-8")
+        (temporary / DATACARD).write_text(datacard_text(card, results.factors.note), encoding="utf-8")
         with uproot.recreate(temporary / SHAPES) as file:
             for channel in card.observed:
                 directory = file.mkdir(channel, initial_directory_bytes=1 << 16)
@@ -170,12 +170,12 @@ def _compare_settings(card: Datacard, name: str, kind: str | None, entry: Mappin
             card.not_expressed.append(f"parameter {name}: '{option}' of its constraint")
 
 
-def datacard_text(card: Datacard) -> str:
-    """The datacard; lines in the order in which Combine's documentation has them."""
+def datacard_text(card: Datacard, note: str = "") -> str:
+    """The datacard, beginning with ``note``; lines in the order in which Combine's documentation has them."""
     processes = list(card.nominal)
     numbers = {name: i + 1 for i, name in enumerate(dict.fromkeys(name for _, name in processes))}
     rule = "-" * 80
-    lines = [*_comments(card), f"imax {len(card.observed)}", f"jmax {len(numbers) - 1}", "kmax *", rule]
+    lines = [*_comments(card, note), f"imax {len(card.observed)}", f"jmax {len(numbers) - 1}", "kmax *", rule]
     lines += [f"shapes * * {SHAPES} $CHANNEL/$PROCESS $CHANNEL/$PROCESS_$SYSTEMATIC", rule]
     lines.append(" ".join(["bin", *card.observed]))
     lines.append(" ".join(["observation", *(repr(float(data.sum())) for data in card.observed.values())]))
@@ -197,9 +197,9 @@ def datacard_text(card: Datacard) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _comments(card: Datacard) -> list[str]:
+def _comments(card: Datacard, note: str) -> list[str]:
     lines = [
-        "The scale-factor likelihood of workspace.json for CMS Combine.",
+        f"{note}The scale-factor likelihood of workspace.json for CMS Combine.",
         "No process is a signal: text2workspace.py --X-allow-no-signal; the free parameters are rateParams.",
         "Yields agree with workspace.json at the nominal point and at one standard deviation of every",
         "nuisance parameter; between and beyond, Combine interpolates lnN and shape in its own way, and the",

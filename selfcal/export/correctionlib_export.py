@@ -84,7 +84,7 @@ def correction_set(factors: ScaleFactorRows, config: ExportConfig) -> schema.Cor
     ]
     return schema.CorrectionSet(
         schema_version=2,
-        description=f"Flavour-tagging scale factors of {tagger}, data over simulation",
+        description=f"{factors.note}Flavour-tagging scale factors of {tagger}, data over simulation",
         corrections=corrections,
     )
 
@@ -133,7 +133,7 @@ def _working_points(
     return schema.Correction(
         name=name,
         version=1,
-        description=f"Working-point scale factors of {described}; errors outside the measured range",
+        description=f"{factors.note}Working-point scale factors of {described}; errors outside the measured range",
         inputs=[_systematic(), _working_point(), _flavor(flavours), _abseta(), _pt()],
         output=_weight(),
         data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
@@ -149,7 +149,7 @@ def _shape(
     return schema.Correction(
         name=name,
         version=1,
-        description="Pseudo-continuous scale factors; errors outside the measured range",
+        description=f"{factors.note}Pseudo-continuous scale factors; errors outside the measured range",
         inputs=[_systematic(), _flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
         output=_weight(),
         data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),

@@ -59,8 +59,8 @@ def export_hepdata(results: Results) -> Exported:
             return Exported("hepdata", (), skipped=reason)
         submission = hepdata_lib.Submission()
         submission.comment = (
-            f"Flavour-tagging scale factors (data over simulation) of {results.factors.tagger}, with every "
-            "group of uncertainty and the covariance of all of them."
+            f"{results.factors.note}Flavour-tagging scale factors (data over simulation) of "
+            f"{results.factors.tagger}, with every group of uncertainty and the covariance of all of them."
         )
         for table in [*_scale_factors(results.factors), *_covariances(results.factors)]:
             submission.add_table(table)
@@ -90,7 +90,8 @@ def _scale_factors(factors: ScaleFactorRows) -> list[Any]:
         selected = "at the working points" if kind == "working_point" else "in bins of the discriminant"
         table = _table(
             f"Scale factors {flavour} {kind.replace('_', ' ')}",
-            f"Efficiency of {flavour} jets {selected}, data over simulation. '{UNKNOWN}': not measured.",
+            f"{factors.note}Efficiency of {flavour} jets {selected}, data over simulation. "
+            f"'{UNKNOWN}': not measured.",
         )
         for variable in [*_places(factors, rows), *_numbers(factors, rows)]:
             table.add_variable(variable)

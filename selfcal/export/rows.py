@@ -15,6 +15,8 @@ from selfcal.errors import ConfigError, DataError
 WHERE = "scale_factors.json"
 STATISTICS = "statistics"
 """The group of the data's own statistics, ``stat`` of a row."""
+BLINDED = "BLINDED, expected values only: data have been replaced by the simulation. "
+"""What every format says of the numbers of a blinded run, which look like those of a measurement."""
 
 Row = Mapping[str, Any]
 
@@ -36,6 +38,7 @@ class ScaleFactorRows:
     Attributes
     ----------
     tagger, flavours : names
+    blinded : whether the values are those expected from simulation
     pt_gev_edges, abs_eta_edges : (P + 1,), (E + 1,)
     working_points : (W,) b efficiencies, loosest first
     discriminant_edges : (W,) lower edge of the discriminant at each working point; W + 1 bins
@@ -53,6 +56,7 @@ class ScaleFactorRows:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.tagger = str(content["tagger"])
+        self.blinded = bool(content.get("blinded", False))
         self.flavours: tuple[str, ...] = tuple(content["flavours"])
         self.pt_gev_edges = tuple(float(edge) for edge in content["pt_gev_edges"])
         self.abs_eta_edges = tuple(float(edge) for edge in content["abs_eta_edges"])
@@ -69,6 +73,11 @@ class ScaleFactorRows:
         }
         self.eigenvariations: Mapping[str, Any] = content["eigenvariations"]
         self._index = self._places()
+
+    @property
+    def note(self) -> str:
+        """The sentence about blinding that every format begins with; empty for a measurement."""
+        return BLINDED if self.blinded else ""
 
     @property
     def n_pt(self) -> int:

@@ -22,6 +22,7 @@ HEAD = (
     "abs_eta_low",
     "abs_eta_high",
     "status",
+    "blinded",
     "value",
     "total",
     "stat",
@@ -51,5 +52,7 @@ def scale_factor_table(factors: ScaleFactorRows) -> str:
         ]
         systematics = [row["syst"].get(group) for group in factors.groups]
         numbers = [row["value"], row["total"], row["stat"], *systematics]
-        writer.writerow(["" if cell is None else cell for cell in [*place, row["status"], *numbers]])
+        writer.writerow(
+            ["" if cell is None else cell for cell in [*place, row["status"], factors.blinded, *numbers]]
+        )
     return text.getvalue()

@@ -22,12 +22,14 @@ GROUPS = {"statistics": 4, "composition": 2, "map": 3, "residual": 3}
 """Each group of uncertainty with the number of independent effects behind it."""
 
 
-def make_scale_factors(abs_eta_edges: tuple[float, ...] = (0.0, 2.5), seed: int = 1) -> dict:
-    """Rows, covariance and eigenvariations that belong together; tau above 40 GeV is not measured."""
+def make_scale_factors(
+    abs_eta_edges: tuple[float, ...] = (0.0, 2.5), seed: int = 1, hidden_pt_bins: tuple[int, ...] = (1,)
+) -> dict:
+    """Rows, covariance and eigenvariations that belong together; tau has none in ``hidden_pt_bins``."""
     kinds = [("working_point", point, None) for point in POINTS] + [("continuous", None, k) for k in range(5)]
     etas = list(itertools.pairwise(abs_eta_edges))
     places = list(itertools.product(FLAVOURS, range(2), etas, kinds))
-    hidden = [flavour == "tau" and p == 1 for flavour, p, _, _ in places]
+    hidden = [flavour == "tau" and p in hidden_pt_bins for flavour, p, _, _ in places]
     measured = [i for i, unknown in enumerate(hidden) if not unknown]
     rng = np.random.default_rng(seed)
     groups = {}
@@ -60,6 +62,8 @@ def make_scale_factors(abs_eta_edges: tuple[float, ...] = (0.0, 2.5), seed: int 
     eigenvariations = {}
     for flavour in FLAVOURS:
         chosen = [j for j, i in enumerate(measured) if rows[i]["flavour"] == flavour]
+        if not chosen:
+            continue
         block = covariance[np.ix_(chosen, chosen)]
         reduced = reduce_covariance(block, 0.05)
         eigenvariations[flavour] = {
@@ -71,6 +75,7 @@ def make_scale_factors(abs_eta_edges: tuple[float, ...] = (0.0, 2.5), seed: int 
     return {
         "schema_version": 1,
         "tagger": "SelfCal",
+        "blinded": False,
         "flavours": list(FLAVOURS),
         "pt_gev_edges": EDGES,
         "abs_eta_edges": list(abs_eta_edges),
@@ -143,6 +148,12 @@ def make_workspace() -> dict:
 @pytest.fixture
 def content() -> dict:
     return make_scale_factors()
+
+
+@pytest.fixture
+def without_tau() -> dict:
+    """Nobody has measured tau jets."""
+    return make_scale_factors(hidden_pt_bins=(0, 1))
 
 
 @pytest.fixture

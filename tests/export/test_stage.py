@@ -6,7 +6,10 @@ import csv
 import hashlib
 from pathlib import Path
 
+import correctionlib
+import numpy as np
 import pytest
+import uproot
 
 from selfcal.errors import DataError
 from selfcal.export.contract import Exported
@@ -35,6 +38,36 @@ def test_the_manifest_holds_the_digest_of_every_result(context, fitted) -> None:
     for name, entry in files.items():
         data = (fitted / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_every_format_takes_a_flavour_that_nobody_measured(context, fitted, without_tau) -> None:
+    write_json(fitted / "scale_factors.json", without_tau)
+    run_export(context)
+    listed = read_json(fitted / "manifest.json")
+    assert len(listed["formats"]) == len(EXPORTERS)
+    corrections = correctionlib.CorrectionSet.from_file(str(fitted / "correctionlib.json"))
+    assert corrections["SelfCal_status"].evaluate("77", 15, 1.0, 30.0) == 0
+    with pytest.raises(IndexError):
+        corrections["SelfCal_comb"].evaluate("central", "77", 15, 1.0, 30.0)
+    with uproot.open(fitted / "cdi/scale_factors.root") as file:
+        assert np.isnan(file["SelfCal/AntiKt4/FixedCutBEff_77/T/default_SF/result"].values()).all()
+
+
+@pytest.mark.parametrize("blinded", [True, False])
+def test_every_format_says_that_a_run_is_blinded(context, fitted, content, blinded) -> None:
+    write_json(fitted / "scale_factors.json", {**content, "blinded": blinded})
+    run_export(context)
+    texts = [
+        correctionlib.CorrectionSet.from_file(str(fitted / "correctionlib.json"))["SelfCal_comb"].description,
+        (fitted / "combine/datacard.txt").read_text(),
+        (fitted / "hepdata/submission.yaml").read_text(),
+    ]
+    with uproot.open(fitted / "cdi/scale_factors.root") as file:
+        texts.append(file["SelfCal/AntiKt4/FixedCutBEff_77/B/default_SF/result"].title)
+    assert ["BLINDED" in text for text in texts] == [blinded] * 4
+    with open(fitted / "scale_factors.csv", newline="") as handle:
+        assert {line["blinded"] for line in csv.DictReader(handle)} == {str(blinded)}
+    assert read_json(fitted / "manifest.json")["blinded"] is blinded
 
 
 def test_a_second_export_leaves_no_file_of_the_first_behind(context, fitted) -> None:
