@@ -133,7 +133,7 @@ def _working_points(
     return schema.Correction(
         name=name,
         version=1,
-        description=f"{factors.note}Working-point scale factors of {described}; errors outside the measured range",
+        description=f"{factors.note}Working-point scale factors of {described}; errors out of range",
         inputs=[_systematic(), _working_point(), _flavor(flavours), _abseta(), _pt()],
         output=_weight(),
         data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
