@@ -60,6 +60,7 @@ class FieldMap(Configured):
     event: FieldName | None = None
     jet_index: FieldName | None = None
     weight: FieldName | None = None
+    truth_pt: FieldName | None = None
     tracks: dict[FieldName, FieldName] = {}
 
 

@@ -124,6 +124,7 @@ class TaggerConfig(Configured):
     With ``vertex_fit``, ``fitted_vertices`` secondary vertices are fitted to the tracks of every jet, with
     weights from the two heads on tracks, and what the fits find helps to tell the flavour. The tracks are
     helices in a solenoid of ``field_tesla`` (ATLAS 2, CMS 3.8), or straight lines if that is zero.
+    With ``regress_pt`` the tagger also learns ln(true pT / pT) of the jet, where files give the true one.
     ``charm_fraction`` and ``tau_fraction`` are the background of D_b; ``charm`` and ``tau`` describe D_c
     and D_tau, with working points of their own.
     """
@@ -138,6 +139,7 @@ class TaggerConfig(Configured):
     origin_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64,)
     vertex_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32,)
     attention_bias: bool = False
+    regress_pt: bool = False
     vertex_fit: bool = False
     fitted_vertices: PositiveInt = 2
     field_tesla: Annotated[float, Field(ge=0)] = 2.0
@@ -193,6 +195,7 @@ class TrainingConfig(Configured):
     gradient_clip: Positive = 1.0
     origin_loss_weight: Annotated[float, Field(ge=0)] = 0.5
     vertex_loss_weight: Annotated[float, Field(ge=0)] = 1.5
+    response_loss_weight: Annotated[float, Field(ge=0)] = 1.0
     balance_flavours: bool = False
     flavour_weights: dict[FlavourName, Positive] = {}
     match_kinematics_to: FlavourName | None = None

@@ -39,6 +39,7 @@ JET_FIELDS: dict[str, tuple[str, ...]] = {
     "event": ("eventNumber",),
     "jet_index": ("jet_rank",),
     "weight": ("mcEventWeight",),
+    "truth_pt": ("ptTruth", "ptFromTruthDressedWZJet"),
 }
 """Fields of ``jets`` that are looked for, best name first."""
 
@@ -189,10 +190,14 @@ def _jet_chunk(
     event = table[names["event"]].astype(np.int64) if "event" in names else row + _file_number(path)
     stored_rank = table[names["jet_index"]].astype(np.int32) if "jet_index" in names else None
     rank = position.ranks(run, event) if stored_rank is None else stored_rank
+    truth_pt_gev = None
+    if wanted.labels and "truth_pt" in names:
+        stored_pt = table[names["truth_pt"]] * scales.momentum_gev
+        truth_pt_gev = np.where(stored_pt > 0, stored_pt, np.nan).astype(np.float32)
     score, classes = _scores(table, card, path) if wanted.scores else (None, ())
     return Jets(
         card.name, pt_gev, eta, flavour, weight, run, event, rank, **_no_tracks(n),
-        log_score=score, score_classes=classes, row=row,
+        log_score=score, score_classes=classes, row=row, truth_pt_gev=truth_pt_gev,
     )  # fmt: skip
 
 

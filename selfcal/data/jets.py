@@ -74,6 +74,7 @@ class Jets:
     log_score : (N, K) float64, ln p of an existing tagger in the order of ``score_classes``, or None
     score_classes : names of these K classes, a subset of ``FLAVOURS`` in their order
     row : (N,) int64, row of each jet in its file, or None for jets that come from none
+    truth_pt_gev : (N,) float32, pT of the true jet, NaN where there is none, or None where it is unknown
     """
 
     dataset: str
@@ -92,6 +93,7 @@ class Jets:
     log_score: NDArray[np.float64] | None = None
     score_classes: tuple[str, ...] = ()
     row: NDArray[np.int64] | None = None
+    truth_pt_gev: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.pt_gev)
@@ -129,4 +131,5 @@ class Jets:
             track_vertex=self.track_vertex[rows],
             log_score=None if self.log_score is None else self.log_score[index],
             row=None if self.row is None else self.row[index],
+            truth_pt_gev=None if self.truth_pt_gev is None else self.truth_pt_gev[index],
         )

@@ -35,6 +35,7 @@ class JetBatch:
         UNKNOWN_VERTEX where padded or unknown
     weight : (B,) float32
     perigee : (B, L, 11) float32, ``perigee_columns`` of the tracks; None where no vertices are fitted
+    log_response : (B,) float32, ln(true pT / pT); NaN where a jet has no true one, None where none is known
     """
 
     tracks: Float[Tensor, "jets tracks features"]
@@ -45,6 +46,7 @@ class JetBatch:
     vertex: Int[Tensor, "jets tracks"]
     weight: Float[Tensor, " jets"]
     perigee: Float[Tensor, "jets tracks columns"] | None = None
+    log_response: Float[Tensor, " jets"] | None = None
 
     def __len__(self) -> int:
         return len(self.jet)
@@ -79,6 +81,7 @@ class TensorJets:
     vertex: Int[Tensor, " all_tracks"]
     weight: Float[Tensor, " jets"]
     perigee: Float[Tensor, "all_tracks columns"] | None = None
+    log_response: Float[Tensor, " jets"] | None = None
 
     def __len__(self) -> int:
         return len(self.jet)
@@ -105,6 +108,7 @@ class TensorJets:
             vertex=torch.where(valid, self.vertex[rows], UNKNOWN_VERTEX),
             weight=self.weight[chosen],
             perigee=None if self.perigee is None else self.perigee[rows],
+            log_response=None if self.log_response is None else self.log_response[chosen],
         )
 
 
@@ -122,7 +126,14 @@ def to_tensors(
         vertex=torch.from_numpy(_vertex(jets)),
         weight=torch.from_numpy(jets.weight.astype(np.float32)),
         perigee=torch.from_numpy(perigee_columns(jets)) if with_perigee else None,
+        log_response=_log_response(jets),
     )
+
+
+def _log_response(jets: Jets) -> Tensor | None:
+    if jets.truth_pt_gev is None:
+        return None
+    return torch.from_numpy(np.log(jets.truth_pt_gev / jets.pt_gev))
 
 
 def _vertex(jets: Jets) -> NDArray[np.int64]:
@@ -149,6 +160,19 @@ def join(parts: Sequence[TensorJets]) -> TensorJets:
         vertex=torch.cat([part.vertex for part in parts]),
         weight=torch.cat([part.weight for part in parts]),
         perigee=torch.cat(perigees) if len(perigees) == len(parts) else None,
+        log_response=_joined_response(parts),
+    )
+
+
+def _joined_response(parts: Sequence[TensorJets]) -> Tensor | None:
+    if all(part.log_response is None for part in parts):
+        return None
+    unknown = (torch.full((len(part),), float("nan")) for part in parts)
+    return torch.cat(
+        [
+            u if part.log_response is None else part.log_response
+            for part, u in zip(parts, unknown, strict=True)
+        ]
     )
 
 

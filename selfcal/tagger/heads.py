@@ -26,6 +26,18 @@ def dense_layers(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class ResponseHead(nn.Module):
+    """Latent h -> ln(true pT / pT) of the jet, through one hidden layer."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(latent, latent), nn.GELU(), nn.Linear(latent, 1))
+
+    def forward(self, latent: Float[Tensor, "jets latent"]) -> Float[Tensor, " jets"]:
+        result: Tensor = self.layers(latent)
+        return result.squeeze(-1)
+
+
 class TrackHead(nn.Module):
     """(track x_i, latent h) -> logits: dense layers over (x_i, h); the first is W_t x_i + W_h h + c."""
 

@@ -12,7 +12,7 @@ from selfcal.config.run import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import ORIGINS
 from selfcal.tagger.batching import JetBatch
-from selfcal.tagger.heads import PairHead, TrackHead
+from selfcal.tagger.heads import PairHead, ResponseHead, TrackHead
 from selfcal.tagger.pairs import TrackPairs, track_pairs
 from selfcal.tagger.vertex_fit import VertexFit
 from selfcal.tagger.vertex_layer import VertexLayer, fit_secondary_vertices
@@ -44,7 +44,8 @@ class TaggerOutput(NamedTuple):
     """Logits of the flavours, the latent vector they come from, and what the heads on tracks say.
 
     ``vertex_logits`` belong to ``pairs``: that the two tracks come from one vertex. They and
-    ``origin_logits`` are None if they were neither asked for nor needed, ``vertices`` if none were fitted.
+    ``origin_logits`` are None if they were neither asked for nor needed, ``vertices`` if none were fitted,
+    ``log_response`` (ln of true pT over pT) if the tagger has no head for it.
     """
 
     logits: Float[Tensor, "jets flavours"]
@@ -53,6 +54,7 @@ class TaggerOutput(NamedTuple):
     pairs: TrackPairs | None = None
     vertex_logits: Float[Tensor, " pairs"] | None = None
     vertices: VertexFit | None = None
+    log_response: Float[Tensor, " jets"] | None = None
 
 
 class FlavourTagger(nn.Module):
@@ -72,6 +74,7 @@ class FlavourTagger(nn.Module):
         self.field_tesla = config.field_tesla
         # last, so that the weights drawn before do not depend on it
         self.vertex_layer = VertexLayer(config.fitted_vertices, config.latent) if config.vertex_fit else None
+        self.response = ResponseHead(config.latent) if config.regress_pt else None
 
     def forward(self, batch: JetBatch, *, with_origin: bool = True, with_vertex: bool = True) -> TaggerOutput:
         encoded: Encoded = self.encoder(batch)
@@ -79,14 +82,17 @@ class FlavourTagger(nn.Module):
         if self.vertex_layer is None:
             origin_logits = self.origin(encoded.tracks, latent) if with_origin else None
             pairs, vertex_logits = self._pairs(batch, encoded, latent) if with_vertex else (None, None)
-            return TaggerOutput(self.flavour(latent), latent, origin_logits, pairs, vertex_logits)
-        origin_logits = self.origin(encoded.tracks, latent)
-        pairs, vertex_logits = self._pairs(batch, encoded, latent)
-        vertices = fit_secondary_vertices(
-            batch, origin_logits, pairs, vertex_logits, self.vertex_layer.vertices, self.field_tesla
+            vertices = None
+        else:
+            origin_logits = self.origin(encoded.tracks, latent)
+            pairs, vertex_logits = self._pairs(batch, encoded, latent)
+            count = self.vertex_layer.vertices
+            vertices = fit_secondary_vertices(batch, origin_logits, pairs, vertex_logits, count)
+            latent = latent + self.vertex_layer(vertices)
+        response = None if self.response is None else self.response(latent)
+        return TaggerOutput(
+            self.flavour(latent), latent, origin_logits, pairs, vertex_logits, vertices, response
         )
-        latent = latent + self.vertex_layer(vertices)
-        return TaggerOutput(self.flavour(latent), latent, origin_logits, pairs, vertex_logits, vertices)
 
     def _pairs(self, batch: JetBatch, encoded: Encoded, latent: Tensor) -> tuple[TrackPairs, Tensor]:
         pairs = track_pairs(batch.valid)

@@ -13,7 +13,7 @@ from selfcal.data.flavours import FLAVOURS, LIGHT, B
 from selfcal.tagger.batching import TensorJets, sorted_batches
 from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.working_points import area_under_curve, efficiency, thresholds
-from selfcal.training.objectives import flavour_loss, origin_loss, vertex_loss
+from selfcal.training.objectives import flavour_loss, origin_loss, response_loss, vertex_loss
 
 EVALUATION_BATCH = 1024
 
@@ -47,25 +47,29 @@ def log_probabilities(
 
 
 def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float]:
-    """Mean flavour, origin and vertex cross entropy over all jets, tracks and pairs (see objectives)."""
+    """Mean ``flavour``, ``origin`` and ``vertex`` loss over all jets, tracks and pairs (see objectives).
+
+    ``response`` too if the tagger has that head and the true pT is known.
+    """
     was_training, device = model.training, device_of(model)
     model.eval()
-    sums = np.zeros((3, 2))
+    sums: dict[str, NDArray[np.float64]] = {}
     with torch.no_grad():
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
             batch = jets.batch(index).to(device)
             output = model(batch)
-            means = (
-                flavour_loss(output.logits, batch.flavour, batch.weight),
-                origin_loss(output.origin_logits, batch.origin),
-                vertex_loss(output.vertex_logits, output.pairs, batch.vertex),
-            )
-            sums += [[float(mean.numerator), float(mean.denominator)] for mean in means]
+            means = {
+                "flavour": flavour_loss(output.logits, batch.flavour, batch.weight),
+                "origin": origin_loss(output.origin_logits, batch.origin),
+                "vertex": vertex_loss(output.vertex_logits, output.pairs, batch.vertex),
+            }
+            if output.log_response is not None and batch.log_response is not None:
+                means["response"] = response_loss(output.log_response, batch.log_response, batch.weight)
+            for name, mean in means.items():
+                parts = np.array([float(mean.numerator), float(mean.denominator)])
+                sums[name] = sums.get(name, np.zeros(2)) + parts
     model.train(was_training)
-    return {
-        name: numerator / denominator if denominator else 0.0
-        for name, (numerator, denominator) in zip(("flavour", "origin", "vertex"), sums.tolist(), strict=True)
-    }
+    return {name: float(above / below) if below else 0.0 for name, (above, below) in sums.items()}
 
 
 def rejections(

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from selfcal.training.evaluation import device_of, log_probabilities, summary, validation_losses
-from selfcal.training.objectives import supervised_loss
+from selfcal.training.objectives import supervised_loss, weighted_total
 from selfcal.training.processes import current_processes
 from selfcal.training.reweighting import reweighted
 from selfcal.training.schedule import learning_rate
 
 METRICS_STAGE = "train"
-LOSSES = ("total", "flavour", "origin", "vertex")
+LOSSES = ("total", "flavour", "origin", "vertex", "response")
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,11 @@ def fingerprint(train: TensorJets, validation: TensorJets, config: TrainingConfi
     """SHA-256 of all that decides a training's numbers, the model excepted."""
     digest = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed]).encode())
     for jets in (train, validation):
-        for tensor in (
-            jets.tracks,
-            jets.offsets,
-            jets.jet,
-            jets.flavour,
-            jets.origin,
-            jets.vertex,
-            jets.weight,
-        ):
-            digest.update(tensor.contiguous().numpy().data)
+        for one in fields(jets):
+            tensor = getattr(jets, one.name)
+            digest.update(f"{one.name}: {tensor is not None}".encode())
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -214,11 +209,7 @@ class _Training:
     def _finish_epoch(self, steps: int) -> None:
         state = self.state
         losses = validation_losses(self.model, self.validation)
-        losses["total"] = (
-            losses["flavour"]
-            + self.config.origin_loss_weight * losses["origin"]
-            + self.config.vertex_loss_weight * losses["vertex"]
-        )
+        losses["total"] = weighted_total(losses, self.config)
         log_probability, _ = log_probabilities(self.model, self.validation)
         record: dict[str, Any] = {
             "stage": METRICS_STAGE,

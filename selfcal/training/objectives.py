@@ -1,4 +1,4 @@
-"""The losses of the tagger: jet flavour, track origin, common vertices of tracks.
+"""The losses of the tagger: jet flavour, track origin, common vertices of tracks, response in pT.
 
 Every loss is a weighted mean. It is kept as numerator and denominator, because the mean
 over several processes, or over several batches, is the ratio of sums and not the mean of ratios.
@@ -6,8 +6,9 @@ over several processes, or over several batches, is the ratio of sums and not th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from selfcal.tagger.batching import UNKNOWN_VERTEX, JetBatch
 from selfcal.tagger.network import FlavourTagger, TaggerOutput
 from selfcal.tagger.pairs import TrackPairs
 from selfcal.training.processes import ALONE, Processes
+
+Value = TypeVar("Value", float, Tensor)
 
 
 class WeightedMean(NamedTuple):
@@ -35,7 +38,7 @@ class WeightedMean(NamedTuple):
 
 @dataclass(frozen=True)
 class TaggerLoss:
-    """``total`` = ``flavour`` + w ``origin`` + v ``vertex``, all scalar tensors.
+    """``total`` = ``flavour`` + the weighted sum of the others, all scalar tensors.
 
     With several processes these are the shares of this one: their sums are the losses of the whole batch.
     """
@@ -44,12 +47,13 @@ class TaggerLoss:
     flavour: Tensor
     origin: Tensor
     vertex: Tensor
+    response: Tensor
 
 
 def supervised_loss(
     model: FlavourTagger, batch: JetBatch, config: TrainingConfig, processes: Processes = ALONE
 ) -> tuple[TaggerLoss, TaggerOutput]:
-    """L = L_flavour + w L_origin + v L_vertex of ``model`` on ``batch``, with the weights of ``config``.
+    """L_flavour + w L_origin + v L_vertex + u L_response of ``model``, with the weights of ``config``.
 
     A head whose loss has weight zero is not computed, and its loss is zero. With
     ``config.precision`` bfloat16 the model runs in mixed precision, the losses in float32.
@@ -64,21 +68,31 @@ def supervised_loss(
 def tagger_loss(
     output: TaggerOutput, batch: JetBatch, config: TrainingConfig, processes: Processes = ALONE
 ) -> TaggerLoss:
-    """The three losses of an output; zero for a head that it has not."""
+    """The losses of an output; zero for a head that it has not."""
     means = {"flavour": flavour_loss(output.logits.float(), batch.flavour, batch.weight)}
     if output.origin_logits is not None:
         means["origin"] = origin_loss(output.origin_logits.float(), batch.origin)
     if output.vertex_logits is not None and output.pairs is not None:
         means["vertex"] = vertex_loss(output.vertex_logits.float(), output.pairs, batch.vertex)
+    if output.log_response is not None and batch.log_response is not None:
+        means["response"] = response_loss(output.log_response.float(), batch.log_response, batch.weight)
     denominators = processes.total(torch.stack([mean.denominator for mean in means.values()]))
     shares = {
         name: WeightedMean(mean.numerator, denominator).value
         for (name, mean), denominator in zip(means.items(), denominators, strict=True)
     }
     zero = torch.zeros_like(shares["flavour"])
-    origin, vertex = shares.get("origin", zero), shares.get("vertex", zero)
-    total = shares["flavour"] + config.origin_loss_weight * origin + config.vertex_loss_weight * vertex
-    return TaggerLoss(total, shares["flavour"], origin, vertex)
+    parts = {name: shares.get(name, zero) for name in ("flavour", "origin", "vertex", "response")}
+    return TaggerLoss(total=weighted_total(parts, config), **parts)
+
+
+def weighted_total(losses: Mapping[str, Value], config: TrainingConfig) -> Value:
+    """L_flavour + w L_origin + v L_vertex + u L_response; losses that are absent count as zero."""
+    total = losses["flavour"]
+    for name in ("origin", "vertex", "response"):
+        if name in losses:
+            total = total + getattr(config, f"{name}_loss_weight") * losses[name]
+    return total
 
 
 def flavour_loss(
@@ -96,6 +110,19 @@ def origin_loss(
     """Mean cross entropy over tracks with a known origin (>= 0)."""
     summed = F.cross_entropy(origin_logits.flatten(0, 1), origin.flatten(), ignore_index=-1, reduction="sum")
     return WeightedMean(summed, (origin >= 0).sum().to(summed.dtype))
+
+
+def response_loss(
+    log_response: Float[Tensor, " jets"], truth: Float[Tensor, " jets"], weight: Float[Tensor, " jets"]
+) -> WeightedMean:
+    """Weighted mean of |x - t| - d / 2, or (x - t)^2 / (2 d) within d = 0.1; jets with t NaN do not count.
+
+    Near zero it is the squared error; a few jets with half their energy lost do not dominate it.
+    """
+    known = truth.isfinite()
+    weight = torch.where(known, weight, 0.0)
+    each = F.smooth_l1_loss(log_response, torch.where(known, truth, 0.0), reduction="none", beta=0.1)
+    return WeightedMean((weight * each).sum(), weight.sum())
 
 
 def vertex_loss(

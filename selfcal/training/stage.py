@@ -96,6 +96,13 @@ def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, Ten
             where="train fold of the cards with role: simulation, use: control",
             fix="provide more simulation, or enlarge data.simulation_folds[0]",
         )
+    if config.tagger.regress_pt and all(jets.truth_pt_gev is None for jets in samples):
+        raise DataError(
+            "no file gives the true pT of its jets, which tagger.regress_pt is to learn",
+            where=", ".join(jets.dataset for jets in samples),
+            expected="a field ptTruth, or the name of another one under fields.truth_pt of a data card",
+            fix="set tagger.regress_pt to false",
+        )
     inputs = common_inputs(samples)
     chosen = [for_validation(jets, config.training.validation_fraction) for jets in samples]
     train = [jets.select(~taken) for jets, taken in zip(samples, chosen, strict=True)]

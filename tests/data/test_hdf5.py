@@ -239,3 +239,15 @@ def test_writing_refuses_what_does_not_fit(tmp_path: Path, jets: Jets) -> None:
     with pytest.raises(DataError, match="3 entries for 5 jets"):
         write_jets(tmp_path / "a.h5", jets, labels=True, jet_fields={"mass": np.zeros(3)})
     assert not list(tmp_path.iterdir())
+
+
+def test_true_pt_is_read_where_it_is_known_and_only_with_labels(tmp_path, make_jets):
+    jets = make_jets([1, 2, 0])
+    true_mev = np.array([50e3, 0.0, 20.5e3], np.float32)  # 0: no true jet
+    write_jets(tmp_path / "a.h5", jets, labels=True, jet_fields={"ptTruth": true_mev})
+    found = read_jets(tmp_path / "a.h5", "a")
+    np.testing.assert_allclose(found.truth_pt_gev, [50.0, np.nan, 20.5], rtol=1e-6)
+    np.testing.assert_allclose(found.select(np.array([2])).truth_pt_gev, [20.5], rtol=1e-6)
+    assert read_jets(tmp_path / "a.h5", "a", with_labels=False).truth_pt_gev is None
+    write_jets(tmp_path / "b.h5", jets, labels=True)
+    assert read_jets(tmp_path / "b.h5", "b").truth_pt_gev is None

@@ -17,6 +17,7 @@ from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 VARIANTS = {
     "transformer": {},
     "attention_bias": {"attention_bias": True},
+    "regress_pt": {"regress_pt": True},
     "deep_sets": {"kind": "deep_sets"},
     "recurrent": {"kind": "recurrent", "layers": 2},
 }

@@ -26,6 +26,7 @@ def no_normalisation(inputs):
 VARIANTS = {
     "transformer": {},
     "attention_bias": {"attention_bias": True},
+    "regress_pt": {"regress_pt": True},
     "deep_sets": {"kind": "deep_sets"},
     "recurrent": {"kind": "recurrent", "layers": 2},
     "vertex_fit": {"vertex_fit": True},

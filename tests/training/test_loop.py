@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from selfcal.config.run import TrainingConfig
 from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.run.metrics import append_metrics, read_metrics
+from selfcal.tagger.bundle import TaggerBundle, build_tagger
+from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.training.evaluation import validation_losses
+from selfcal.training.loop import train_tagger
+from tests.training.conftest import SMALL
 
 
 def test_learns_to_separate_displaced_flavours(setup):
@@ -115,3 +121,22 @@ def test_weights_of_jets_reach_the_training(setup):
     plain.run(epochs=1)
     weighted.run(epochs=1, flavour_weights={"c": 5.0})
     assert any(not torch.equal(plain.weights()[k], v) for k, v in weighted.weights().items())
+
+
+def test_the_response_is_learnt(make_jets):
+    """True pT of heavy jets is larger than measured, of light ones smaller: the flavour tells."""
+    samples = []
+    for seed, n in ((1, 800), (2, 300)):
+        jets = make_jets(6, jets=n, seed=seed)
+        response = np.array([0.3, 0.1, -0.2, -0.1])[jets.flavour]
+        samples.append(replace(jets, truth_pt_gev=(jets.pt_gev * np.exp(response)).astype(np.float32)))
+    inputs = common_inputs(samples)
+    norm = Normalisation.measure([compute_features(samples[0], inputs)])
+    config = SMALL.model_copy(update={"regress_pt": True})
+    bundle = TaggerBundle(config, inputs, norm, build_tagger(config, inputs, norm, seed=3))
+    train, validation = (bundle.tensors(jets) for jets in samples)
+    expected = np.array([0.3, 0.1, -0.2, -0.1])[samples[0].flavour]
+    np.testing.assert_allclose(train.log_response.numpy(), expected, atol=1e-5)
+    training = TrainingConfig(epochs=8, batch_size=64, learning_rate=5e-3)
+    history = train_tagger(bundle.model, train, validation, training, seed=1).history
+    assert history[-1]["validation_response_loss"] < 0.4 * history[0]["validation_response_loss"]

@@ -11,7 +11,7 @@ from selfcal.config.run import TrainingConfig
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.network import TaggerOutput
 from selfcal.tagger.pairs import pair_matrix, track_pairs
-from selfcal.training.objectives import flavour_loss, origin_loss, tagger_loss, vertex_loss
+from selfcal.training.objectives import flavour_loss, origin_loss, response_loss, tagger_loss, vertex_loss
 
 
 def _slow_origin_loss(logits, origin):
@@ -76,6 +76,23 @@ def test_vertex_loss_without_any_known_pair_is_zero_with_zero_gradient(tracks):
     loss.backward()
     assert loss.item() == 0.0
     assert not logits.grad.any()
+
+
+def test_response_loss_equals_its_formula():
+    predicted = torch.tensor([0.0, 0.05, 0.5, -1.0, 3.0], dtype=torch.float64)
+    truth = torch.tensor([0.02, 0.0, 0.1, -1.3, float("nan")], dtype=torch.float64)
+    weight = torch.tensor([1.0, 2.0, 1.0, 0.5, 7.0], dtype=torch.float64)
+    each = [0.02**2 / 0.2, 0.05**2 / 0.2, 0.4 - 0.05, 0.3 - 0.05]
+    expected = sum(w * x for w, x in zip([1.0, 2.0, 1.0, 0.5], each, strict=True)) / 4.5
+    assert float(response_loss(predicted, truth, weight).value) == pytest.approx(expected, rel=1e-12)
+
+
+def test_response_loss_without_any_true_pt_is_zero_with_zero_gradient():
+    predicted = torch.ones(3, requires_grad=True)
+    loss = response_loss(predicted, torch.full((3,), float("nan")), torch.ones(3)).value
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not predicted.grad.any()
 
 
 def test_flavour_loss_is_the_weighted_mean_over_labelled_jets():

@@ -143,3 +143,9 @@ def test_no_jets_in_range_is_a_data_error(context):
     narrow = context.config.data.model_copy(update={"pt_gev_min": 800.0, "pt_gev_max": 801.0})
     with pytest.raises(DataError, match="no simulated jets"):
         run_train(replace(context, config=context.config.model_copy(update={"data": narrow})))
+
+
+def test_a_true_pt_that_no_file_gives_is_a_data_error(context):
+    tagger = context.config.tagger.model_copy(update={"regress_pt": True})
+    with pytest.raises(DataError, match="true pT"):
+        run_train(replace(context, config=context.config.model_copy(update={"tagger": tagger})))
