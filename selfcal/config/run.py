@@ -318,6 +318,10 @@ class FitConfig(Configured):
     ``impacts_listed`` nuisance parameters are ranked for each scale factor in ``impacts.json``; the impacts
     of the ``impacts_refitted`` strongest ones are confirmed by two fits each. The goodness of fit is also
     given as the part of ``goodness_toys`` toy experiments that fit worse (0: without toys).
+
+    A systematic variation whose relative shift stays below ``prune_below`` in all bins of a channel is left
+    out there; ``smoothing_degree`` replaces the shifts of map models and extrapolation by polynomials of
+    that degree along the discriminant. What both changed is in ``fit.json`` (``variations``).
     """
 
     working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
@@ -342,6 +346,8 @@ class FitConfig(Configured):
     impacts_listed: PositiveInt = 10
     impacts_refitted: Annotated[int, Field(ge=0)] = 5
     goodness_toys: Annotated[int, Field(ge=0)] = 50
+    prune_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    smoothing_degree: Annotated[int, Field(ge=0, le=4)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,4 +1,7 @@
-"""Relative shifts of the templates: modes of the map's bootstrap, other map models, extrapolation."""
+"""Relative shifts of the templates: modes of the map's bootstrap, other map models, extrapolation.
+
+Shifts may be smoothed along the discriminant and pruned where they are negligible.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,41 @@ def map_modes(
     modes = np.einsum("mj,mrpk->jrpk", left[:, :kept], scaled)
     variance = (scaled[:, reference] ** 2).sum(axis=0) - (modes[:, reference] ** 2).sum(axis=0)
     return MapModes(modes, np.sqrt(np.maximum(variance, 0.0)))
+
+
+def smoothed(
+    shift: Float[Array, "R P K"], content: Float[Array, "R P K"], degree: int
+) -> Float[Array, "R P K"]:
+    """Polynomials of ``degree`` in place of the shifts of a channel's K bins.
+
+    The variable is x_k, the part of the template below the middle of bin k; the fit is weighted with the
+    template t_k. It has a constant term, so that Σ_k t_k s_k, the change of the yield, stays the same. Bins
+    without content, and channels with no more bins than coefficients, stay as they are.
+    """
+    result = shift.copy()
+    for place in np.ndindex(shift.shape[:2]):
+        weight, filled = content[place], content[place] > 0
+        if filled.sum() <= degree + 1:
+            continue
+        x = (np.cumsum(weight) - weight / 2) / weight.sum()
+        design = np.vander(x[filled] - 0.5, degree + 1)
+        root = np.sqrt(weight[filled])
+        coefficients = np.linalg.lstsq(design * root[:, None], shift[place][filled] * root, rcond=None)[0]
+        result[place][filled] = design @ coefficients
+    return result
+
+
+def pruned(shift: Float[Array, "R P K"], below: float) -> tuple[Float[Array, "R P K"], int, float]:
+    """The shift without channels in which no bin moves by ``below`` or more.
+
+    Returns
+    -------
+    shift, number of channels pruned, and the largest shift (in size) among them
+    """
+    size = np.abs(shift).max(axis=2)
+    small = (size < below) & (size > 0)
+    kept = np.where(small[:, :, None], 0.0, shift)
+    return kept, int(small.sum()), float(size[small].max(initial=0.0))
 
 
 def varied_pair(nominal: Float[Array, "*shape"], shift: Float[Array, "*shape"]) -> tuple[Array, Array]:

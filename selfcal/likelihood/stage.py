@@ -27,7 +27,7 @@ from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factor
 from selfcal.likelihood.templates import Templates, templates_json
 from selfcal.likelihood.toy_fits import toy_goodness
 from selfcal.likelihood.two_roads import MapFactors, agreement, map_factors, two_roads_json
-from selfcal.likelihood.workspace import build_workspace
+from selfcal.likelihood.workspace import build_workspace, treated_shifts
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
 from selfcal.transport.calibration import load_calibration
@@ -90,7 +90,10 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name, blind)
     contents = {
         "workspace.json": measured.workspace,
-        "fit.json": fit_json(measured, confirmation, config.fit.goodness_toys, config.seed),
+        "fit.json": {
+            **fit_json(measured, confirmation, config.fit.goodness_toys, config.seed),
+            "variations": treated_shifts(measured.templates, measured.layout, config.fit)[2],
+        },
         "templates.json": templates_json(measured.templates),
         "scale_factors.json": factors,
         "impacts.json": impact_table(measured, config.fit),

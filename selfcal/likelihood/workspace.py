@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.run import FitConfig
 from selfcal.likelihood.layout import Layout, sample_name
-from selfcal.likelihood.shifts import map_modes, relative_shift, varied_pair
+from selfcal.likelihood.shifts import map_modes, pruned, relative_shift, smoothed, varied_pair
 from selfcal.likelihood.templates import Templates
 
 SHAPE_BOUNDS = (-10.0, 10.0)
@@ -37,7 +37,7 @@ Modifiers = list[dict[str, Any]]
 
 def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> dict[str, Any]:
     """The workspace as plain values that satisfy pyhf's schema 1.0.0."""
-    shifts, rest = template_shifts(templates, layout, config)
+    shifts, rest, _ = treated_shifts(templates, layout, config)
     channels, observations = [], []
     for r in range(len(layout.regions)):
         for p in range(layout.binning.n_pt):
@@ -57,6 +57,36 @@ def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> 
         ],
         "version": "1.0.0",
     }
+
+
+def treated_shifts(
+    templates: Templates, layout: Layout, config: FitConfig
+) -> tuple[list[Shifts], list[NDArray[np.float64]], dict[str, Any]]:
+    """The shifts of :func:`template_shifts`, smoothed and pruned as configured, and what that changed.
+
+    Only differences of two templates (other map models, extrapolation) are smoothed: modes of the bootstrap
+    share their jets and must keep their correlations.
+    """
+    shifts, rests = template_shifts(templates, layout, config)
+    changes: dict[str, float] = {}
+    left_out: dict[str, dict[str, float]] = {}
+    for f, own in enumerate(shifts):
+        for i, (name, shift) in enumerate(own):
+            if config.smoothing_degree is not None and name.startswith(("map_model_", "extrapolation_")):
+                smooth = smoothed(shift, layout.shape[:, f], config.smoothing_degree) * (shift != 0)
+                changes[name] = float(np.abs(smooth - shift).max())
+                shift = smooth
+            shift, channels, largest = pruned(shift, config.prune_below)
+            if channels:
+                left_out[name] = {"channels": channels, "largest": largest}
+            own[i] = (name, shift)
+    report = {
+        "smoothing_degree": config.smoothing_degree,
+        "largest_change_by_smoothing": changes,
+        "prune_below": config.prune_below,
+        "pruned": left_out,
+    }
+    return shifts, rests, report
 
 
 def template_shifts(
