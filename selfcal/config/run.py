@@ -319,6 +319,10 @@ class FitConfig(Configured):
     of the ``impacts_refitted`` strongest ones are confirmed by two fits each. The goodness of fit is also
     given as the part of ``goodness_toys`` toy experiments that fit worse (0: without toys).
 
+    With ``target_uncertainty`` neighbouring bins of ``pt_gev_edges`` are merged until the scale factor of
+    each flavour named there, at its tightest working point, is expected to reach that relative statistical
+    error. The likelihood of the scale factors at ``scanned_working_points`` is profiled (``scans.json``).
+
     A systematic variation whose relative shift stays below ``prune_below`` in all bins of a channel is left
     out there; ``smoothing_degree`` replaces the shifts of map models and extrapolation by polynomials of
     that degree along the discriminant. What both changed is in ``fit.json`` (``variations``).
@@ -327,6 +331,8 @@ class FitConfig(Configured):
     working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
     working_point_region: str = "ttbar_emu"
     pt_gev_edges: tuple[Positive, ...] = (20.0, 40.0, 70.0, 250.0)
+    scanned_working_points: tuple[Probability, ...] = ()
+    target_uncertainty: dict[FlavourName, Probability] = {}
     abs_eta_edges: tuple[Annotated[float, Field(ge=0)], Positive] = (0.0, 2.5)
     reference_regions: dict[FlavourName, str] = {
         "b": "ttbar_emu",
@@ -355,6 +361,9 @@ class FitConfig(Configured):
             values = getattr(self, name)
             if list(values) != sorted(set(values)):
                 raise ValueError(f"'{name}' must increase strictly, found {list(values)}")
+        unknown = sorted(set(self.scanned_working_points) - set(self.working_points))
+        if unknown:
+            raise ValueError(f"'scanned_working_points' {unknown} are not among 'working_points'")
         return self
 
 

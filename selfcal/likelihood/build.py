@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold
 from selfcal.data.score_files import control_scores, within_abs_eta
 from selfcal.data.scored import ScoredJets
-from selfcal.errors import DataError
+from selfcal.errors import ConfigError, DataError
+from selfcal.likelihood.pt_binning import merged_pt_edges
 from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
 from selfcal.run.atomic import write_arrays
 from selfcal.run.context import RunContext
@@ -71,9 +72,37 @@ def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
         {region: read(role, region, Fold.MEASURE) for region in regions} for role in ("simulation", "data")
     )
     untrained = read("simulation", config.fit.working_point_region, Fold.DERIVE, Fold.MEASURE)
-    return MeasureFold(
-        simulation, data, working_point_binning(untrained, config.fit, config.tagger), config.tagger
-    )
+    binning = working_point_binning(untrained, config.fit, config.tagger)
+    fold = MeasureFold(simulation, data, binning, config.tagger)
+    return with_target_uncertainty(fold, config.fit) if config.fit.target_uncertainty else fold
+
+
+def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold:
+    """The same jets in pT bins merged until ``target_uncertainty`` is expected.
+
+    The jets of a flavour in its reference region are the simulation's, scaled to the number of jets in data.
+
+    Raises
+    ------
+    ConfigError
+        If a flavour's reference region is not among the regions, or no binning reaches the target.
+    """
+    jets, passing = {}, {}
+    for flavour in config.target_uncertainty:
+        region = config.reference_regions.get(flavour)
+        if region not in fold.simulation:
+            raise ConfigError(
+                f"no reference region for flavour '{flavour}'",
+                where="fit.target_uncertainty",
+                expected=f"a region among {', '.join(fold.simulation)}",
+            )
+        simulation = fold.simulation[region]
+        counts, _ = count_by_flavour(simulation, fold.discriminant(simulation), fold.binning)
+        scale = fold.data[region].weight.sum() / simulation.weight.sum()
+        own = counts[FLAVOURS.index(flavour)] * scale
+        jets[flavour], passing[flavour] = own.sum(axis=1), own[:, -1]
+    edges = merged_pt_edges(fold.binning.pt_gev_edges, jets, passing, dict(config.target_uncertainty))
+    return replace(fold, binning=replace(fold.binning, pt_gev_edges=edges))
 
 
 def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:

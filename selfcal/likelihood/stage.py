@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from selfcal.config.run import FitConfig
+from selfcal.errors import FitError
 from selfcal.likelihood.asimov import blinded_templates
 from selfcal.likelihood.build import build_templates, measure_fold, write_discriminants
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fit, goodness_of_fit
@@ -22,6 +24,7 @@ from selfcal.likelihood.identifiability import (
 )
 from selfcal.likelihood.impacts import impacts, impacts_json, refitted_impacts, strongest
 from selfcal.likelihood.layout import Layout, make_layout
+from selfcal.likelihood.profile import scan
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
 from selfcal.likelihood.templates import Templates, templates_json
@@ -88,7 +91,7 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     measured = measure(build_templates(fold, calibration), config.fit, config.seed, blind=blind)
     confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
     factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name, blind)
-    contents = {
+    contents: dict[str, Any] = {
         "workspace.json": measured.workspace,
         "fit.json": {
             **fit_json(measured, confirmation, config.fit.goodness_toys, config.seed),
@@ -99,6 +102,8 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
         "impacts.json": impact_table(measured, config.fit),
         "two_roads.json": two_roads(measured),
     }
+    if config.fit.scanned_working_points:
+        contents["scans.json"] = scans(measured, config.fit)
     for name, content in contents.items():
         write_json(results / name, content)
     goodness = goodness_of_fit(measured.model, measured.result)
@@ -151,6 +156,38 @@ def impact_table(measured: Measurement, config: FitConfig) -> dict[str, Any]:
     chosen = strongest(found, factors, config.impacts_refitted)
     refitted = refitted_impacts(model, result, factors, chosen)
     return impacts_json(found, refitted, factors, config.impacts_listed)
+
+
+def scans(measured: Measurement, config: FitConfig) -> dict[str, Any]:
+    """The content of ``scans.json``: profile likelihoods of the scale factors at the working points scanned.
+
+    ``rise`` is twice the rise of −ln L at ``points``; ``interval`` is where it is one, null where not
+    reached. The part of σ that comes from the nominal simulation alone is outside of the likelihood.
+    """
+    factors, found = measured.factors, []
+    for s, index in enumerate(factors.measured):
+        if factors.rows[index].working_point not in config.scanned_working_points:
+            continue
+
+        def value(theta: Tensor, place: int = s) -> Tensor:
+            return factors.ratios.values(theta)[place]
+
+        try:
+            profiled = scan(measured.model, measured.result, value)
+        except FitError as error:
+            found.append({"row": int(index), "error": str(error)})
+            continue
+        found.append(
+            {
+                "row": int(index),
+                "points": profiled.points.tolist(),
+                "rise": profiled.rise.tolist(),
+                "best": profiled.best,
+                "sigma": profiled.sigma,
+                "interval": [float(end) if np.isfinite(end) else None for end in profiled.interval()],
+            }
+        )
+    return {"schema_version": 1, "scans": found}
 
 
 def two_roads(measured: Measurement) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from selfcal.likelihood.fit import fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.impacts import hold, impacts, strongest
 from selfcal.likelihood.profile import scan
-from selfcal.likelihood.stage import measure
+from selfcal.likelihood.stage import measure, scans
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,26 @@ def test_a_scale_factor_rises_by_one_at_one_sigma(measured) -> None:
     np.testing.assert_allclose(found.rise[[1, 3]], 1.0, rtol=0.05)
     low, high = found.interval()
     assert (high - low) / 2 == pytest.approx(found.sigma, rel=0.02)
+
+
+def test_scans_of_a_working_point_are_written_for_every_row_that_has_it(measured) -> None:
+    config = FitConfig(scanned_working_points=(0.85,))
+    content = json.loads(json.dumps(scans(measured, config), allow_nan=False))
+    rows = [measured.factors.rows[entry["row"]] for entry in content["scans"]]
+    assert [(row.flavour, row.working_point) for row in rows] == [
+        (flavour, 0.85) for flavour in ("b", "c", "light", "tau")
+    ]
+    for entry in content["scans"]:
+        assert entry["rise"][len(entry["rise"]) // 2] == 0
+        assert min(entry["rise"]) >= -1e-6
+        low, high = entry["interval"]
+        assert low < entry["best"] < high
+        assert (high - low) / 2 == pytest.approx(entry["sigma"], rel=0.3)
+
+
+def test_a_working_point_that_is_not_measured_cannot_be_scanned() -> None:
+    with pytest.raises(ValueError, match="not among 'working_points'"):
+        FitConfig(scanned_working_points=(0.5,))
 
 
 def test_no_point_of_the_scan_is_below_the_best_fit(measured) -> None:
