@@ -87,7 +87,9 @@ def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold
     ConfigError
         If a flavour's reference region is not among the regions, or no binning reaches the target.
     """
-    jets, passing = {}, {}
+    jets: dict[str, NDArray[np.float64]] = {}
+    passing: dict[str, NDArray[np.float64]] = {}
+    target: dict[str, float] = {**config.target_uncertainty}
     for flavour in config.target_uncertainty:
         region = config.reference_regions.get(flavour)
         if region not in fold.simulation:
@@ -101,7 +103,7 @@ def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold
         scale = fold.data[region].weight.sum() / simulation.weight.sum()
         own = counts[FLAVOURS.index(flavour)] * scale
         jets[flavour], passing[flavour] = own.sum(axis=1), own[:, -1]
-    edges = merged_pt_edges(fold.binning.pt_gev_edges, jets, passing, dict(config.target_uncertainty))
+    edges = merged_pt_edges(fold.binning.pt_gev_edges, jets, passing, target)
     return replace(fold, binning=replace(fold.binning, pt_gev_edges=edges))
 
 
