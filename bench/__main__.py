@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import likelihood
 from selfcal.config.run import TaggerConfig, TrainingConfig
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
@@ -69,6 +70,7 @@ def main() -> None:
     for label, rate in rates.items():
         print(f"{label:<24}{rate:>12.0f} jets/s")
     print(json.dumps({label: round(rate, 1) for label, rate in rates.items()}))
+    likelihood.main([])
 
 
 if __name__ == "__main__":

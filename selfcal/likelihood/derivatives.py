@@ -51,7 +51,12 @@ class Differentiator:
         single = (first == last)[:-1] & model.constrained
         single[terms.shift_parameter] = False
         single[terms.scale_parameter] = False
-        self.global_index = torch.nonzero(~single)[:, 0]
+        # Histosys first, then normsys: their derivatives are then added to a slice of the wide table.
+        moved, scaled = terms.shift_parameter, terms.scale_parameter
+        scaled_only = scaled[~torch.isin(scaled, moved)]
+        rest = ~single
+        rest[moved] = rest[scaled] = False
+        self.global_index = torch.cat([moved, scaled_only, torch.nonzero(rest)[:, 0]])
         per_bin: list[list[int]] = [[] for _ in range(terms.n_bins)]
         for j in torch.nonzero(single)[:, 0].tolist():
             per_bin[int(first[j])].append(j)
@@ -67,8 +72,9 @@ class Differentiator:
             column[row] = n_global + torch.arange(len(row))
         self._table_width = n_global + width + 1
         self._target = bin_of_cell[:, None] * self._table_width + column[terms.factor]
-        self._shift_column = column[terms.shift_parameter]
-        self._scale_column = column[terms.scale_parameter]
+        disjoint = len(scaled_only) == len(scaled)
+        end = len(moved) + len(scaled)
+        self._scale_column: slice | Tensor = slice(len(moved), end) if disjoint else column[scaled]
 
     def linear(self, theta: Float[Tensor, "T D"]) -> Linear:
         """ν and ∂ν/∂θ at T points."""
@@ -87,13 +93,12 @@ class Differentiator:
             up, down = (x.reshape(terms.n_bins, terms.n_slots, -1) for x in (terms.up, terms.down))
             moved = slopes.up[:, None] * (weight @ up).transpose(0, 1)
             moved += slopes.down[:, None] * (weight @ down).transpose(0, 1)
-            table[:, :, self._shift_column] += moved
+            table[:, :, : len(terms.shift_parameter)] += moved
         if len(terms.scale_parameter):
             slope, _ = _relative_slopes(self.model, theta)
-            scaled = (rate[:, :, None] * slope[:, terms.scale]).reshape(
-                n_toys, terms.n_bins, terms.n_slots, -1
-            )
-            table[:, :, self._scale_column] += scaled.sum(2)
+            weight = rate.reshape(n_toys * terms.n_bins, 1, terms.n_slots)
+            rows = slope.reshape(n_toys * terms.n_bins, terms.n_slots, -1)
+            table[:, :, self._scale_column] += (weight @ rows).reshape(n_toys, terms.n_bins, -1)
         n_global = len(self.global_index)
         return Linear(terms.per_bin(rate), table[:, :, :n_global], table[:, :, n_global:-1])
 
@@ -133,7 +138,7 @@ class Differentiator:
         product = _product(factors, scaling)
         result = torch.zeros(n_toys, (n + 1) ** 2, dtype=theta.dtype)
         one, two = _shift_derivatives(self.model, theta)
-        slope, bend = (x[:, terms.scale] for x in _relative_slopes(self.model, theta))
+        slope, bend = _relative_slopes(self.model, theta)
         shift, scale = terms.shift_parameter, terms.scale_parameter
 
         def add(rows: Tensor, columns: Tensor, values: Tensor) -> None:
@@ -201,10 +206,16 @@ def _pieces(model: HistFactory, theta: Tensor) -> tuple[Tensor, Tensor, tuple[Te
 
 
 def _relative_slopes(model: HistFactory, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """κ'/κ and κ''/κ of every pair, with zeros in front for 'no pair'."""
-    slope, bend = model.terms.scales.relative_slope(theta[:, model.terms.pair_parameter])
-    zero = torch.zeros_like(theta[:, :1])
-    return torch.cat([zero, slope], dim=1), torch.cat([zero, bend], dim=1)
+    """κ'/κ and κ''/κ of every cell and normsys, (T, P, N); zero where a cell has none."""
+    terms, zero = model.terms, torch.zeros_like(theta[:, :1])
+
+    def of_cells(pairs: Tensor) -> Tensor:
+        padded = torch.cat([zero, pairs], dim=1)
+        rows = padded.index_select(1, terms.scale.flatten()).reshape(len(theta), *terms.scale.shape)
+        return rows.index_select(1, terms.scale_row)
+
+    slope, bend = terms.scales.relative_slope(theta.index_select(1, terms.pair_parameter))
+    return of_cells(slope), of_cells(bend)
 
 
 def _product(factors: Sequence[Tensor], start: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -102,7 +103,17 @@ class HistFactory:
         A normal constraint adds ((α − a)/σ)², a Poisson one 2 [τγ − a + a ln(a/τγ)]. ``centre``: the
         auxiliary measurements, if they differ from the model's.
         """
-        main = _poisson_deviance(self.expected(theta), counts).sum(-1)
+        return self.deviance_of(self.expected(theta), theta, counts, centre)
+
+    def deviance_of(
+        self,
+        expected: Float[Tensor, "*batch B"],
+        theta: Float[Tensor, "*batch D"],
+        counts: Float[Tensor, "*#batch B"],
+        centre: Float[Tensor, "*#batch D"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """:meth:`deviance` where the expected counts at θ are known already."""
+        main = _poisson_deviance(expected, counts).sum(-1)
         return main + self.penalty(theta, centre).sum(-1)
 
     def penalty(
@@ -149,8 +160,9 @@ class CellTerms:
     Empty slots have zero rate. What acts on a cell is held in dense tables, P = B·S:
 
     nominal (P,); up, down (P, H): shifts of the H histosys parameters ``shift_parameter`` (H,);
-    scale (P, N): which pair of ``scales`` each of the N normsys parameters ``scale_parameter`` (N,) has,
-    0 for none; factor (P, L): parameters that multiply, D for none; ``place`` (C,): position of each cell.
+    scale (R, N): which pair of ``scales`` each of the N normsys parameters ``scale_parameter`` (N,) has, 0
+    for none, in the R different rows that occur, and scale_row (P,) the row of each cell; factor (P, L):
+    parameters that multiply, D for none; place (C,): position of each cell.
     """
 
     def __init__(self, compiled: Compiled, normsys_code: NormsysCode, histosys_code: HistosysCode) -> None:
@@ -189,10 +201,13 @@ class CellTerms:
         column = {j: n for n, j in enumerate(acting)}
         pairs: dict[tuple[int, float, float], int] = {}
         self.scale_parameter = torch.tensor(acting, dtype=torch.long)
-        self.scale = torch.zeros(len(self.nominal), len(acting), dtype=torch.long)
+        scale = torch.zeros(len(self.nominal), len(acting), dtype=torch.long)
         for position, row in zip(positions, compiled.scales, strict=True):
             for j, (high, low) in row.items():
-                self.scale[position, column[j]] = pairs.setdefault((j, high, low), len(pairs) + 1)
+                scale[position, column[j]] = pairs.setdefault((j, high, low), len(pairs) + 1)
+        # Bins of one sample have the same pairs: each different row is evaluated once.
+        rows, place = np.unique(scale.numpy(), axis=0, return_inverse=True)
+        self.scale, self.scale_row = torch.from_numpy(rows), torch.from_numpy(place.reshape(-1))
         self.pair_parameter = torch.tensor([j for j, _, _ in pairs], dtype=torch.long)
         self.scales = Scales(_vector(h for _, h, _ in pairs), _vector(low for _, _, low in pairs), code)
 
@@ -213,20 +228,22 @@ class CellTerms:
         """nominal + Σ Δ."""
         if not len(self.shift_parameter):
             return self.nominal.expand(*theta.shape[:-1], -1)
-        weights = shift_weights(theta[..., self.shift_parameter], self.histosys_code)
+        weights = shift_weights(theta.index_select(-1, self.shift_parameter), self.histosys_code)
         return self.nominal + weights.up @ self.up.T + weights.down @ self.down.T
 
     def scaling(self, theta: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch P"]:
         """Π κ."""
-        kappa = self.scales.value(theta[..., self.pair_parameter])
+        kappa = self.scales.value(theta.index_select(-1, self.pair_parameter))
         padded = torch.cat([torch.ones_like(theta[..., :1]), kappa], dim=-1)
         # A product, not a sum of logarithms: a polynomial of code 4 may dip below zero.
-        return padded[..., self.scale].prod(-1)
+        chosen = padded.index_select(-1, self.scale.flatten())
+        rows = chosen.reshape(*theta.shape[:-1], *self.scale.shape).prod(-1)
+        return rows.index_select(-1, self.scale_row)
 
     def factors(self, theta: Float[Tensor, "*batch D"]) -> tuple[Float[Tensor, "*batch P"], ...]:
         """The L factors of every slot, 1 where it has fewer."""
         extended = torch.cat([theta, torch.ones_like(theta[..., :1])], dim=-1)
-        return tuple(extended[..., column] for column in self.factor.unbind(1))
+        return tuple(extended.index_select(-1, column) for column in self.factor.unbind(1))
 
 
 def _vector(values: Iterable[float]) -> Tensor:

@@ -76,12 +76,12 @@ class Scales:
 
     def __init__(self, high: Float[Tensor, " U"], low: Float[Tensor, " U"], code: NormsysCode) -> None:
         self.code = code
-        self._log_high, self._log_low = high.log(), low.log()
-        self._coefficients = _code4_coefficients(high, low)
+        self.log_high, self.log_low = high.log(), low.log()
+        self.coefficients = _code4_coefficients(high, low)
 
     def value(self, alpha: Float[Tensor, "*batch U"]) -> Float[Tensor, "*batch U"]:
         """κ(α)."""
-        outside = torch.exp(torch.where(alpha > 0, alpha * self._log_high, -alpha * self._log_low))
+        outside = torch.exp(torch.where(alpha > 0, alpha * self.log_high, -alpha * self.log_low))
         if self.code == "code1":
             return outside
         inside = alpha.abs() < 1
@@ -91,7 +91,7 @@ class Scales:
         self, alpha: Float[Tensor, "*batch U"]
     ) -> tuple[Float[Tensor, "*batch U"], Float[Tensor, "*batch U"]]:
         """κ'/κ and κ''/κ."""
-        slope = torch.where(alpha > 0, self._log_high, -self._log_low)
+        slope = torch.where(alpha > 0, self.log_high, -self.log_low)
         curvature = slope * slope
         if self.code == "code1":
             return slope, curvature
@@ -108,7 +108,7 @@ class Scales:
         result = torch.zeros_like(alpha)
         for power in range(6, derivative - 1, -1):
             factor = float(np.prod([power - j for j in range(derivative)]))
-            coefficient = self._coefficients[:, power - 1] * factor if power else 0.0
+            coefficient = self.coefficients[:, power - 1] * factor if power else 0.0
             result = result * alpha + coefficient
         return result
 

@@ -131,8 +131,9 @@ def minimise(
 
 def _value(model: HistFactory, theta: Tensor, counts: Tensor, centre: Tensor) -> Tensor:
     """The deviance, infinite where an expectation is negative or undefined."""
-    value = model.deviance(theta, counts, centre)
-    negative = (model.expected(theta) < 0).any(-1)
+    expected = model.expected(theta)
+    value = model.deviance_of(expected, theta, counts, centre)
+    negative = (expected < 0).any(-1)
     return torch.where(negative | torch.isnan(value), torch.inf, value)
 
 
@@ -189,20 +190,21 @@ def _step(
     def of_bins(values: Tensor, filler: float) -> Tensor:
         """(T, D) -> (T, B, L): the values of the local parameters of every bin."""
         padded = torch.cat([values, values.new_full((n_toys, 1), filler)], dim=1)
-        return padded[:, narrow.flatten()].reshape(n_toys, n_bins, -1)
+        return padded.index_select(1, narrow.flatten()).reshape(n_toys, n_bins, -1)
 
     expected = linear.expected.clamp_min(1e-12)
     u = linear.by_local * of_bins(free.to(theta.dtype), 0.0)
     p, slope_local = of_bins(precision, 1.0), of_bins(slope, 0.0)
-    held = (~free[:, wide]).to(theta.dtype)
+    free_wide = free.index_select(1, wide)
+    held = (~free_wide).to(theta.dtype)
     jacobian = linear.by_global * (1 - held)[:, None]
     weight = 1 / (expected + (u * u / p).sum(2))
     weighted = jacobian * weight[:, :, None]
     schur = jacobian.transpose(1, 2) @ weighted
     diagonal = torch.diagonal(schur, dim1=1, dim2=2)
-    diagonal += torch.where(free[:, wide], precision[:, wide], 1.0)
+    diagonal += torch.where(free_wide, precision.index_select(1, wide), 1.0)
     eliminated = (u * slope_local / p).sum(2)
-    right = (eliminated[:, None] @ weighted)[:, 0] - slope[:, wide]
+    right = (eliminated[:, None] @ weighted)[:, 0] - slope.index_select(1, wide)
     wide_step = _solve(schur, right, damping)
     # Back substitution: G d_l = −(g_l + Cᵀ d_a), with G a diagonal plus a product.
     pulled = slope_local + u * ((jacobian @ wide_step[:, :, None])[:, :, 0] / expected)[:, :, None]

@@ -7,30 +7,45 @@ a_j ~ N(θ_j, σ_j), or a_j = Pois(τ_j γ_j)/τ_j with τ = σ⁻² for a Poiss
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from selfcal.errors import FitError
 from selfcal.likelihood.derivatives import Differentiator
-from selfcal.likelihood.fit import FitResult, certify
+from selfcal.likelihood.fit import FitResult, certify, fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.minimise import minimise
 
-BATCH = 50
-"""Toys that are fitted at a time: their covariances are all in memory."""
+BATCH_MAX = 100
+BATCH_NUMBERS = 2e7
+"""Double-precision numbers that the tables of one batch may hold, covariances included."""
 
 
 @dataclass(frozen=True)
 class ToyFits:
-    """T toys: best fits (T, D), covariances (T, D, D), deviances (T,), which minima are certified (T,)."""
+    """T toys; what failed has NaN as best fit, covariance and deviance.
+
+    Attributes
+    ----------
+    best_fit : (T, D)
+    covariance : (T, D, D)
+    deviance : (T,)
+    passed : (T,) which minima are certified
+    edm, gradient_in_sigma : (T,) the certificates: estimated distance to the minimum, largest |g σ|
+    rescued : toys that Fisher scoring left and other starts or MINUIT brought to their minimum
+    """
 
     best_fit: Float[Tensor, "T D"]
     covariance: Float[Tensor, "T D D"]
     deviance: Float[Tensor, " T"]
     passed: Bool[Tensor, " T"]
+    edm: Float[Tensor, " T"]
+    gradient_in_sigma: Float[Tensor, " T"]
+    rescued: int
 
     @property
     def failed(self) -> int:
@@ -56,14 +71,65 @@ def draw_toys(
 def fit_toys(model: HistFactory, theta: Float[Tensor, " D"], number: int, seed: int) -> Iterator[ToyFits]:
     """Draw and fit ``number`` toys around ``theta``, a batch at a time; what does not converge is counted."""
     generator = torch.Generator().manual_seed(seed)
-    differentiator = Differentiator(model)
-    for first in range(0, number, BATCH):
-        counts, centre = draw_toys(model, theta, min(BATCH, number - first), generator)
-        start = theta.expand(len(counts), -1).clone()
-        minima = minimise(differentiator, start, counts, centre)
-        certificates = certify(differentiator, minima.theta, counts, centre)
-        passed = minima.converged & certificates.passed
-        yield ToyFits(minima.theta, certificates.covariance, minima.deviance, passed)
+    differentiator, size = Differentiator(model), batch_size(model)
+    for first in range(0, number, size):
+        counts, centre = draw_toys(model, theta, min(size, number - first), generator)
+        yield fit_batch(differentiator, theta, counts, centre, seed)
+
+
+def fit_batch(
+    differentiator: Differentiator,
+    start: Float[Tensor, " D"],
+    counts: Float[Tensor, "T B"],
+    centre: Float[Tensor, "T D"],
+    seed: int = 1,
+) -> ToyFits:
+    """Fit T data sets at once from one start.
+
+    A toy without certified minimum is tried again alone, from other starts and with MINUIT; if that fails as
+    well it is marked, and the others are left alone.
+    """
+    minima = minimise(differentiator, start.expand(len(counts), -1), counts, centre)
+    certificates = certify(differentiator, minima.theta, counts, centre)
+    fits = ToyFits(
+        minima.theta,
+        certificates.covariance,
+        minima.deviance,
+        minima.converged & certificates.passed,
+        minima.edm,
+        certificates.gradient_in_sigma,
+        rescued=0,
+    )
+    model, missing = differentiator.model, torch.nonzero(~fits.passed)[:, 0].tolist()
+    rescued = sum(_rescue(model, fits, i, start, (counts[i], centre[i]), seed) for i in missing)
+    return replace(fits, rescued=rescued)
+
+
+def _rescue(
+    model: HistFactory, fits: ToyFits, i: int, start: Tensor, data: tuple[Tensor, Tensor], seed: int
+) -> bool:
+    """Fit one toy alone and put the result into its place."""
+    counts, centre = data
+    try:
+        result = fit(model.with_centre(centre), counts, start, seed)
+    except FitError:
+        for values in (fits.best_fit, fits.covariance, fits.deviance):
+            values[i] = torch.nan
+        return False
+    fits.best_fit[i] = torch.from_numpy(result.best_fit)
+    fits.covariance[i] = torch.from_numpy(result.covariance)
+    fits.deviance[i], fits.edm[i] = result.deviance, result.certificate["edm"]
+    fits.gradient_in_sigma[i] = result.certificate["gradient_in_sigma_max"]
+    fits.passed[i] = True
+    return True
+
+
+def batch_size(model: HistFactory) -> int:
+    """Toys that are fitted at a time, so that their tables fit into memory."""
+    n, terms = len(model.parameters), model.terms
+    acting = len(terms.shift_parameter) + len(terms.scale_parameter)
+    numbers = 4 * n * n + 3 * n * len(model.observed) + 3 * len(terms.nominal) * (acting + 1)
+    return int(min(BATCH_MAX, max(1, BATCH_NUMBERS // numbers)))
 
 
 def toy_goodness(model: HistFactory, result: FitResult, number: int, seed: int) -> dict[str, Any]:

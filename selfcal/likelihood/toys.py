@@ -1,4 +1,4 @@
-"""Toy experiments, and whether the pulls of an estimator are those of a unit Gaussian."""
+"""Whether the pulls of an estimator are those of a unit Gaussian."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
-
-from selfcal.likelihood.histfactory import HistFactory
 
 Pulls = NDArray[np.float64]
 
@@ -30,15 +25,6 @@ class PullCheck:
     def passed(self) -> bool:
         """Whether both are compatible with a unit Gaussian."""
         return abs(self.mean) <= self.mean_limit and self.width_low <= self.width <= self.width_high
-
-
-def draw_toy(
-    model: HistFactory, theta: Float[Tensor, " D"], generator: torch.Generator
-) -> tuple[Float[Tensor, " B"], HistFactory]:
-    """Poisson counts around the expectation at ``theta``, and the model with its constraints drawn anew."""
-    counts = torch.poisson(model.expected(theta), generator=generator)
-    noise = torch.randn(len(theta), generator=generator, dtype=torch.float64)
-    return counts, model.with_centre(theta + model.width * noise)
 
 
 def check_pulls(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, kstest
 
 from selfcal.config.run import FitConfig
+from selfcal.likelihood import toy_fits
+from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit
+from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.stage import measure
-from selfcal.likelihood.toy_fits import draw_toys, fit_toys, toy_goodness
+from selfcal.likelihood.toy_fits import draw_toys, fit_batch, fit_toys, toy_goodness
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,74 @@ def test_the_toy_p_value_agrees_with_chi2_and_sees_a_bad_fit(measured, small_wor
     assert found["toys"] + found["failed"] == 100
     expected = goodness_of_fit(model, result)["p_value"]
     assert abs(found["p_value"] - expected) < 4 * np.sqrt(0.25 / 100)
-    from dataclasses import replace
-
     assert toy_goodness(model, replace(result, deviance=1e4), 20, seed=3)["p_value"] == pytest.approx(1 / 21)
+
+
+@pytest.fixture
+def everything(workspaces) -> HistFactory:
+    """Every modifier at once, Poisson constraints among them."""
+    return HistFactory(workspaces.everything())
+
+
+def cut(fits, first: int, last: int):
+    names = [field.name for field in fields(fits) if field.name != "rescued"]
+    return replace(fits, **{name: getattr(fits, name)[first:last] for name in names})
+
+
+def in_sigma(first, second) -> float:
+    sigma = torch.diagonal(second.covariance, dim1=1, dim2=2).sqrt()
+    difference = (first.best_fit - second.best_fit).abs()
+    return float(torch.where(sigma > 0, difference / sigma.clamp_min(1e-12), difference).max())
+
+
+def test_poisson_auxiliary_measurements_are_counts(everything) -> None:
+    model = everything
+    _, centre = draw_toys(model, model.start, 4000, torch.Generator().manual_seed(1))
+    chosen = model.poisson & ~model.fixed
+    counts = centre[:, chosen] * model.width[chosen] ** -2
+    torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(counts.var(0) / counts.mean(0), torch.ones_like(counts[0]), rtol=0.1, atol=0)
+
+
+def test_every_toy_is_certified_and_batches_do_not_matter(everything) -> None:
+    model, differentiator = everything, Differentiator(everything)
+    counts, centre = draw_toys(model, model.start, 20, torch.Generator().manual_seed(2))
+    whole = fit_batch(differentiator, model.start, counts, centre)
+    assert whole.failed == 0
+    assert whole.rescued == 0
+    assert whole.edm.max() < 1e-8
+    assert whole.gradient_in_sigma.max() < 1e-3
+    part = fit_batch(differentiator, model.start, counts[:7], centre[:7])
+    rest = fit_batch(differentiator, model.start, counts[7:], centre[7:])
+    assert in_sigma(part, cut(whole, 0, 7)) < 1e-4
+    assert in_sigma(rest, cut(whole, 7, 20)) < 1e-4
+
+
+def test_a_toy_without_minimum_is_counted_and_leaves_the_others_alone(everything) -> None:
+    model, differentiator = everything, Differentiator(everything)
+    counts, centre = draw_toys(model, model.start, 3, torch.Generator().manual_seed(3))
+    good = fit_batch(differentiator, model.start, counts, centre)
+    # An infinite auxiliary measurement: this toy has no minimum.
+    broken = centre.clone()
+    broken[1, model.index["fake_error[0]"]] = torch.inf
+    fits = fit_batch(differentiator, model.start, counts, broken)
+    assert fits.failed == 1
+    assert fits.passed.tolist() == [True, False, True]
+    assert fits.best_fit[1].isnan().all()
+    torch.testing.assert_close(fits.best_fit[[0, 2]], good.best_fit[[0, 2]], rtol=1e-10, atol=1e-12)
+
+
+def test_what_fisher_scoring_leaves_is_rescued(everything, monkeypatch) -> None:
+    model, differentiator = everything, Differentiator(everything)
+    counts, centre = draw_toys(model, model.start, 2, torch.Generator().manual_seed(4))
+    good = fit_batch(differentiator, model.start, counts, centre)
+    original = toy_fits.minimise
+
+    def impatient(*arguments):
+        return original(*arguments, iterations_max=1)
+
+    monkeypatch.setattr(toy_fits, "minimise", impatient)
+    rescued = fit_batch(differentiator, model.start, counts, centre)
+    assert rescued.failed == 0
+    assert rescued.rescued == 2
+    assert in_sigma(rescued, good) < 1e-4
