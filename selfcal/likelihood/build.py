@@ -89,7 +89,7 @@ def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold
     """
     jets: dict[str, NDArray[np.float64]] = {}
     passing: dict[str, NDArray[np.float64]] = {}
-    target: dict[str, float] = {**config.target_uncertainty}
+    target = {str(flavour): sigma for flavour, sigma in config.target_uncertainty.items()}
     for flavour in config.target_uncertainty:
         region = config.reference_regions.get(flavour)
         if region not in fold.simulation:
