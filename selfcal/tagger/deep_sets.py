@@ -28,9 +28,9 @@ class DeepSetsEncoder(Encoder):
         self.jet = nn.Sequential(nn.Linear(config.width + jet_inputs, config.width), dense_layers(widths))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, batch: JetBatch) -> Encoded:
+    def forward(self, batch: JetBatch, *, with_tracks: bool = True) -> Encoded:
         jets, tracks, _ = batch.tracks.shape
         jet_of_track = batch.jet[:, None].expand(jets, tracks, batch.jet.shape[1])
         each: Tensor = self.track(torch.cat([batch.tracks, jet_of_track], dim=-1))
         total = self.dropout((each * batch.valid[..., None]).sum(dim=1))
-        return Encoded(tracks=each, jet=self.jet(torch.cat([total, batch.jet], dim=-1)))
+        return Encoded(tracks=each[batch.valid] if with_tracks else None, jet=self.jet(torch.cat([total, batch.jet], dim=-1)))

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfcal.tagger.pairs import TrackPairs
@@ -48,9 +48,12 @@ class TrackHead(nn.Module):
         self.rest = dense_layers([*hidden, outputs])
 
     def forward(
-        self, tracks: Float[Tensor, "jets tracks width"], latent: Float[Tensor, "jets latent"]
-    ) -> Float[Tensor, "jets tracks outputs"]:
-        result: Tensor = self.rest(self.of_track(tracks) + self.of_jet(latent)[:, None])
+        self,
+        tracks: Float[Tensor, "all_tracks width"],
+        latent: Float[Tensor, "jets latent"],
+        jet_of_track: Int[Tensor, " all_tracks"],
+    ) -> Float[Tensor, "all_tracks outputs"]:
+        result: Tensor = self.rest(self.of_track(tracks) + self.of_jet(latent)[jet_of_track])
         return result
 
 
@@ -70,17 +73,19 @@ class PairHead(nn.Module):
 
     def forward(
         self,
-        tracks: Float[Tensor, "jets tracks width"],
+        tracks: Float[Tensor, "all_tracks width"],
         latent: Float[Tensor, "jets latent"],
+        valid: Bool[Tensor, "jets tracks"],
         pairs: TrackPairs,
     ) -> Float[Tensor, " pairs"]:
+        jet_of_track = valid.nonzero()[:, 0]
         mean, half_difference = self.of_track(tracks).chunk(2, dim=-1)
         # The jet's share goes to each track by half, so that no pair has to look it up.
-        mean = mean + 0.5 * self.of_jet(latent)[:, None]
-        packed = torch.cat([mean, half_difference], dim=-1).flatten(0, 1)
-        row = pairs.jet * tracks.shape[1]
+        packed = torch.cat([mean + 0.5 * self.of_jet(latent)[jet_of_track], half_difference], dim=-1)
+        row = (valid.flatten().cumsum(0) - 1).view(valid.shape)
         # The gradient of an embedding is several times faster than that of indexing.
-        a, b = F.embedding(row + pairs.first, packed), F.embedding(row + pairs.second, packed)
+        a = F.embedding(row[pairs.jet, pairs.first], packed)
+        b = F.embedding(row[pairs.jet, pairs.second], packed)
         sum_a, difference_a = a.chunk(2, dim=-1)
         sum_b, difference_b = b.chunk(2, dim=-1)
         result: Tensor = self.rest(sum_a + sum_b + (difference_a - difference_b).abs())

@@ -19,14 +19,17 @@ from selfcal.tagger.vertex_layer import VertexLayer, fit_secondary_vertices
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of a batch: one vector per track and one per jet, W wide."""
+    """What an encoder makes of a batch: one vector per valid track, jet by jet, and one per jet, W wide.
 
-    tracks: Float[Tensor, "jets tracks width"]
+    ``tracks`` is None if it was not asked for.
+    """
+
+    tracks: Float[Tensor, "all_tracks width"] | None
     jet: Float[Tensor, "jets width"]
 
 
 class Encoder(nn.Module):
-    """Base of all encoders: ``forward(batch) -> Encoded``, vectors of ``width`` numbers.
+    """Base of all encoders: ``forward(batch, with_tracks=True) -> Encoded``, vectors of ``width`` numbers.
 
     The result for a jet depends neither on the order of its tracks nor on the
     other jets in the batch, and is defined for a jet without tracks.
@@ -36,7 +39,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, batch: JetBatch) -> Encoded:
+    def forward(self, batch: JetBatch, *, with_tracks: bool = True) -> Encoded:
         raise NotImplementedError
 
 
@@ -77,23 +80,33 @@ class FlavourTagger(nn.Module):
         self.response = ResponseHead(config.latent) if config.regress_pt else None
 
     def forward(self, batch: JetBatch, *, with_origin: bool = True, with_vertex: bool = True) -> TaggerOutput:
-        encoded: Encoded = self.encoder(batch)
+        needs_tracks = with_origin or with_vertex or self.vertex_layer is not None
+        encoded: Encoded = self.encoder(batch, with_tracks=needs_tracks)
         latent = F.gelu(self.latent(encoded.jet))
         if self.vertex_layer is None:
-            origin_logits = self.origin(encoded.tracks, latent) if with_origin else None
+            origin_logits = self._origin_logits(batch, encoded, latent) if with_origin else None
             pairs, vertex_logits = self._pairs(batch, encoded, latent) if with_vertex else (None, None)
             vertices = None
         else:
-            origin_logits = self.origin(encoded.tracks, latent)
+            origin_logits = self._origin_logits(batch, encoded, latent)
             pairs, vertex_logits = self._pairs(batch, encoded, latent)
-            count = self.vertex_layer.vertices
-            vertices = fit_secondary_vertices(batch, origin_logits, pairs, vertex_logits, count)
+            vertices = fit_secondary_vertices(
+                batch, origin_logits, pairs, vertex_logits, self.vertex_layer.vertices, self.field_tesla
+            )
             latent = latent + self.vertex_layer(vertices)
         response = None if self.response is None else self.response(latent)
         return TaggerOutput(
             self.flavour(latent), latent, origin_logits, pairs, vertex_logits, vertices, response
         )
 
+    def _origin_logits(self, batch: JetBatch, encoded: Encoded, latent: Tensor) -> Tensor:
+        """(jets, tracks, origins), zero where padded."""
+        assert encoded.tracks is not None
+        packed: Tensor = self.origin(encoded.tracks, latent, batch.valid.nonzero()[:, 0])
+        logits = packed.new_zeros(*batch.valid.shape, packed.shape[1])
+        return logits.index_put(batch.valid.nonzero(as_tuple=True), packed)
+
     def _pairs(self, batch: JetBatch, encoded: Encoded, latent: Tensor) -> tuple[TrackPairs, Tensor]:
+        assert encoded.tracks is not None
         pairs = track_pairs(batch.valid)
-        return pairs, self.vertex(encoded.tracks, latent, pairs)
+        return pairs, self.vertex(encoded.tracks, latent, batch.valid, pairs)

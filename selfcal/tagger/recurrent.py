@@ -57,11 +57,11 @@ class RecurrentEncoder(Encoder):
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
 
-    def forward(self, batch: JetBatch) -> Encoded:
+    def forward(self, batch: JetBatch, *, with_tracks: bool = True) -> Encoded:
         jets, tracks, _ = batch.tracks.shape
         first = torch.tanh(self.start(batch.jet)).view(jets, self.layers, self.width).transpose(0, 1)
         if tracks == 0:
-            return Encoded(tracks=batch.tracks.new_zeros(jets, 0, self.width), jet=first[-1])
+            return Encoded(tracks=batch.tracks.new_zeros(0, self.width), jet=first[-1])
         order = self._order(batch)
         jet_of_track = batch.jet[:, None].expand(jets, tracks, batch.jet.shape[1])
         x = F.gelu(self.embed(torch.cat([batch.tracks, jet_of_track], dim=-1)))
@@ -73,7 +73,7 @@ class RecurrentEncoder(Encoder):
         last = (count - 1).clamp(min=0)[:, None, None].expand(jets, 1, self.width)
         jet = torch.where(count[:, None] > 0, passed.gather(1, last)[:, 0], first[-1])
         back = torch.empty_like(passed).scatter(1, order[..., None].expand_as(passed), passed)
-        return Encoded(tracks=back, jet=jet)
+        return Encoded(tracks=back[batch.valid] if with_tracks else None, jet=jet)
 
     def _order(self, batch: JetBatch) -> Int[Tensor, "jets tracks"]:
         """Places of the tracks, most significant first, padding last."""

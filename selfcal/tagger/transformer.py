@@ -12,6 +12,7 @@ from selfcal.tagger.attention_bias import AttentionBias
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.inputs import Normalisation, TaggerInputs
 from selfcal.tagger.network import Encoded, Encoder
+from selfcal.tagger.packing import Attention, Packing, attend_within
 
 BIAS_WIDTH = 32
 """Hidden numbers per pair of tracks in the network of the attention bias."""
@@ -31,18 +32,10 @@ class TransformerLayer(nn.Module):
         self.expand = nn.Linear(width, feedforward_width)
         self.contract = nn.Linear(feedforward_width, width)
 
-    def forward(
-        self,
-        x: Float[Tensor, "jets tokens width"],
-        mask: Bool[Tensor, "jets 1 1 tokens"] | Float[Tensor, "jets heads tokens tokens"] | None,
-    ) -> Float[Tensor, "jets tokens width"]:
-        jets, tokens, width = x.shape
-        packed = self.query_key_value(self.attention_norm(x))
-        packed = packed.view(jets, tokens, 3, self.heads, width // self.heads)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Float[Tensor, "... width"], attend: Attention) -> Float[Tensor, "... width"]:
         rate = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
-        x = x + self._drop(self.attention_out(seen.transpose(1, 2).reshape(jets, tokens, width)))
+        seen = attend(self.query_key_value(self.attention_norm(x)), self.heads, rate)
+        x = x + self._drop(self.attention_out(seen))
         result: Tensor = x + self._drop(self.contract(F.gelu(self.expand(self.feedforward_norm(x)))))
         return result
 
@@ -101,19 +94,40 @@ class TransformerEncoder(Encoder):
             AttentionBias(inputs, normalisation, config.heads, BIAS_WIDTH) if config.attention_bias else None
         )
 
-    def forward(self, batch: JetBatch) -> Encoded:
+    def forward(self, batch: JetBatch, *, with_tracks: bool = True) -> Encoded:
+        # A bias is a padded matrix anyway, a graph has one shape for all, and a GPU wants few large kernels.
+        padded = self.bias is not None or torch.compiler.is_exporting() or batch.tracks.is_cuda
+        return self._padded(batch, with_tracks) if padded else self._packed(batch, with_tracks)
+
+    def _packed(self, batch: JetBatch, with_tracks: bool) -> Encoded:
+        packing = Packing.of(batch.valid)
+        jet, tracks = batch.jet, batch.tracks[packing.jet_of_track, packing.place_of_track]
+        embedded = self.embed(torch.cat([tracks, jet[packing.jet_of_track]], dim=-1))
+        x = torch.cat([self.register(jet[packing.jets]), embedded])[packing.token_source]
+        attend = packing.attention()
+        for layer in self.layers:
+            x = layer(x, attend)
+        x = self.norm(x)
+        pooled = [self.pooling(part, None) for part in packing.split(x)]
+        return Encoded(
+            tracks=x[packing.token_of_track] if with_tracks else None,
+            jet=torch.cat(pooled)[packing.row] if pooled else x,
+        )
+
+    def _padded(self, batch: JetBatch, with_tracks: bool) -> Encoded:
         jets, tracks, _ = batch.tracks.shape
         jet_of_track = batch.jet[:, None].expand(jets, tracks, batch.jet.shape[1])
         embedded = self.embed(torch.cat([batch.tracks, jet_of_track], dim=-1))
         x = torch.cat([self.register(batch.jet)[:, None], embedded], dim=1)
-        # Without padding there is nothing to mask, and attention is faster; a graph has no choice.
-        unpadded = not torch.compiler.is_exporting() and bool(batch.valid.all())
-        valid = None if unpadded else F.pad(batch.valid, (1, 0), value=True)
-        mask = None if valid is None else valid[:, None, None]
+        valid = F.pad(batch.valid, (1, 0), value=True)
+        mask: Tensor = valid[:, None, None]
         if self.bias is not None:
-            bias = self.bias(batch.tracks, batch.valid)
-            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+            mask = self.bias(batch.tracks, batch.valid).masked_fill(~mask, float("-inf"))
+
+        def attend(query_key_value: Tensor, heads: int, dropout: float) -> Tensor:
+            return attend_within(query_key_value, heads, dropout, mask)
+
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, attend)
         x = self.norm(x)
-        return Encoded(tracks=x[:, 1:], jet=self.pooling(x, valid))
+        return Encoded(tracks=x[:, 1:][batch.valid] if with_tracks else None, jet=self.pooling(x, valid))

@@ -49,7 +49,7 @@ def test_pair_head_equals_a_dense_layer_on_every_concatenation():
     head = PairHead(8, 3, [5, 4]).double()
     tracks, latent, valid = _tracks_and_latent()
     pairs = track_pairs(valid)
-    logits = head(tracks, latent, pairs)
+    logits = head(tracks[valid], latent, valid, pairs)
     s, d = head.of_track.weight.chunk(2)
     c = 2 * head.of_track.bias[:5]
     for p, (jet, i, j) in enumerate(zip(*(part.tolist() for part in pairs), strict=True)):
@@ -70,15 +70,16 @@ def test_pair_head_gradient():
     tracks, latent, valid = _tracks_and_latent()
     pairs = track_pairs(valid)
     inputs = (tracks.requires_grad_(), latent.requires_grad_())
-    assert torch.autograd.gradcheck(lambda t, h: head(t, h, pairs), inputs)
+    assert torch.autograd.gradcheck(lambda t, h: head(t[valid], h, valid, pairs), inputs)
 
 
 def test_track_head_equals_a_dense_layer_on_every_concatenation():
     torch.manual_seed(3)
     head = TrackHead(8, 3, [5], 7).double()
-    tracks, latent, _ = _tracks_and_latent()
+    tracks, latent, valid = _tracks_and_latent()
     joint = torch.cat([tracks, latent[:, None].expand(5, 6, 3)], dim=-1)
     weight = torch.cat([head.of_track.weight, head.of_jet.weight], dim=1)
     hidden = F.gelu(F.linear(joint, weight, head.of_track.bias))
     expected = F.linear(hidden, head.rest[1].weight, head.rest[1].bias)
-    torch.testing.assert_close(head(tracks, latent), expected, rtol=1e-12, atol=1e-12)
+    logits = head(tracks[valid], latent, valid.nonzero()[:, 0])
+    torch.testing.assert_close(logits, expected[valid], rtol=1e-12, atol=1e-12)
