@@ -8,10 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
-
-warnings.filterwarnings("ignore")
 
 import numpy as np
 import torch

@@ -33,4 +33,7 @@ class DeepSetsEncoder(Encoder):
         jet_of_track = batch.jet[:, None].expand(jets, tracks, batch.jet.shape[1])
         each: Tensor = self.track(torch.cat([batch.tracks, jet_of_track], dim=-1))
         total = self.dropout((each * batch.valid[..., None]).sum(dim=1))
-        return Encoded(tracks=each[batch.valid] if with_tracks else None, jet=self.jet(torch.cat([total, batch.jet], dim=-1)))
+        return Encoded(
+            tracks=each[batch.valid] if with_tracks else None,
+            jet=self.jet(torch.cat([total, batch.jet], dim=-1)),
+        )

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Attention = Callable[[Tensor, int, float], Tensor]
-"""(query, key and value side by side (..., 3 W), heads, dropout rate) -> what every token has seen (..., W)."""
+"""(query, key, value side by side (..., 3 W), heads, dropout rate) -> what every token has seen (..., W)."""
 
 
 @dataclass(frozen=True)

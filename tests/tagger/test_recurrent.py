@@ -45,5 +45,6 @@ def test_jets_equal_a_walk_track_by_track(encoder_jets_and_batch):
                 x = torch.cat([batch.tracks[jet, track], batch.jet[jet]])
                 step = torch.nn.functional.gelu(encoder.embed(x)).view(1, 1, 8)
                 out, (hidden, cell) = encoder.along(step, (hidden, cell))
-                torch.testing.assert_close(encoded.tracks[sum(COUNTS[:jet]) + track], out[0, 0], rtol=1e-5, atol=1e-6)
+                found = encoded.tracks[sum(COUNTS[:jet]) + track]
+                torch.testing.assert_close(found, out[0, 0], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(encoded.jet[jet], hidden[-1, 0], rtol=1e-5, atol=1e-6)
