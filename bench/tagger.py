@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ class Timing:
 
 def on(batch: JetBatch, device: str) -> JetBatch:
     """The batch on another device."""
-    return JetBatch(**{field.name: getattr(batch, field.name).to(device) for field in fields(batch)})
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    moved = {name: value.to(device) for name, value in values.items() if value is not None}
+    return replace(batch, **moved)
 
 
 def time_ours(size: str, batches: Sequence[JetBatch], device: str = "cpu", bfloat16: bool = False) -> Timing:

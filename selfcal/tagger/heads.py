@@ -114,6 +114,6 @@ class PairHead(nn.Module):
         mean = mean + 0.5 * self.of_jet(latent)[jet_of_track]
         row = (valid.flatten().cumsum(0) - 1).view(valid.shape)
         first, second = row[pairs.jet, pairs.first], row[pairs.jet, pairs.second]
-        joined: Tensor = SymmetricPairs.apply(mean, half_difference, first, second)
+        joined: Tensor = SymmetricPairs.apply(mean, half_difference, first, second)  # type: ignore[no-untyped-call]
         result: Tensor = self.rest(joined)
         return result.squeeze(-1)

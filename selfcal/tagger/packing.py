@@ -58,8 +58,8 @@ class Packing:
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """(N, ...) tokens as one (jets, length, ...) view per bucket."""
-        parts = tokens.split([jets * length for jets, length in self.buckets])
-        return [part.unflatten(0, bucket) for part, bucket in zip(parts, self.buckets, strict=True)]
+        parts = torch.split(tokens, [jets * length for jets, length in self.buckets])
+        return [part.view(*bucket, *part.shape[1:]) for part, bucket in zip(parts, self.buckets, strict=True)]
 
     def attention(self) -> Attention:
         """Attention within each jet, bucket by bucket: nothing is masked and nothing is computed twice."""
