@@ -194,4 +194,4 @@ def _cell(values: Mapping[str, Any], key: str) -> str:
     """One number; with its uncertainty where that was collected too."""
     value, error = values.get(key), values.get(f"{key}_error")
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if error is None else f"{text} ± {error:.2g}"
+    return text if error is None else f"{text} ± {error:.3g}"

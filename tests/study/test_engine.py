@@ -88,7 +88,7 @@ def test_a_number_is_shown_with_its_error():
     row = {"run": "a", "point": {}, "values": values, "error": None}
     header, line, _ = render_summary({"rows": [row], "expected": "x"}).splitlines()
     assert header.split() == ["point", "light_70", "odd_error", "c_70"]
-    assert line.split() == ["a", "281.2", "±", "12", "2", "None"]
+    assert line.split() == ["a", "281.2", "±", "12.3", "2", "None"]
 
 
 def test_unexpected_errors_are_isolated_too_but_an_interruption_is_not(study, tmp_path):
