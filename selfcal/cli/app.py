@@ -190,6 +190,25 @@ def run(
 
 
 @app.command()
+def inspect(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of any format with jets.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", metavar="NAME", help="Jet collection of a ROOT file.")
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option("--card", metavar="FILE", help="Write the guessed data card there.")
+    ] = None,
+    as_json: opt.JsonOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Say what a file holds: flavours, ranges, taggers, and a guess at its data card."""
+    del debug
+    from selfcal.cli.inspection import inspect_files
+
+    inspect_files(files, collection=collection, card=card, as_json=as_json)
+
+
+@app.command()
 def predict(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with a tagger.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files with jets and tracks.")],
