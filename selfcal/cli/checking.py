@@ -36,7 +36,7 @@ def _is_card(path: Path) -> bool:
 
 
 def _validate_cards(paths: list[Path], options: Options) -> None:
-    from selfcal.data.reading import Wanted
+    from selfcal.data.reading import Wanted, reader_of
     from selfcal.data.validation import render_report, validate_dataset
 
     cards: list[tuple[DataCard, Path]] = []
@@ -56,8 +56,11 @@ def _validate_cards(paths: list[Path], options: Options) -> None:
             )
             continue
         selection = DataConfig(cards=(str(path),))
-        wanted = Wanted(labels=card.role == "simulation", scores=card.scores is not None)
         paths_of_card = card_files(card, path.parent)
+        tracks = reader_of(card.format).contents(paths_of_card[0], card.collection).track_fields
+        wanted = Wanted(
+            tracks=bool(tracks), labels=card.role == "simulation", scores=card.scores is not None
+        )
         reports.append(validate_dataset(card, paths_of_card, path.parent, selection, wanted).report)
     if options.as_json:
         print_json({"datasets": reports})

@@ -36,7 +36,7 @@ def inspect_files(files: list[Path], *, collection: str | None, card: Path | Non
                 "jets_read": found.jets_read,
                 "taggers": found.contents.taggers,
                 "flavours": found.flavours,
-                "closure_truth": found.contents.closure_truth,
+                "datasets": found.contents.datasets,
                 "ranges": found.ranges,
                 "findings": [finding.text for finding in found.findings],
                 "notes": found.notes,

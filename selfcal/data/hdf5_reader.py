@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from selfcal.data.field_names import missing_fields
 from selfcal.data.flavours import FLAVOURS, SCORE_SUFFIXES, UNLABELLED, flavour_from_cone_label
 from selfcal.data.hdf5 import (
     LABEL_FIELD,
-    TRUTH_DATASET,
     UNKNOWN_ORIGIN,
     UNKNOWN_VERTEX,
     open_native,
@@ -58,7 +58,14 @@ class FtagHdf5Reader:
     Without ``runNumber`` the run is 0, without ``mcEventWeight`` the weight 1, without ``jet_rank``
     the index counts the jets of an event, without ``eventNumber`` every jet is an event of its own.
     ``valid`` need not be a prefix. Track fields that are absent are left out of ``track_fields``.
+
+    Attributes
+    ----------
+    dropped : stays empty: all tracks of the file are read
     """
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()
 
     def recognises(self, path: Path) -> bool:
         """Whether it is HDF5 with a structured dataset ``jets``."""
@@ -86,7 +93,7 @@ class FtagHdf5Reader:
                 track_fields=tuple(tracks.dtype.names or ()) if isinstance(tracks, h5py.Dataset) else (),
                 taggers=tuple(sorted(name[:-3] for name in names if name.endswith("_pb"))),
                 labelled=any(name in names for name in JET_FIELDS["label"]),
-                closure_truth=TRUTH_DATASET in file,
+                datasets=tuple(file),
             )
 
     def chunks(self, path: Path, card: DataCard, wanted: Wanted, chunk_jets: int) -> Iterator[Jets]:

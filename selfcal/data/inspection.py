@@ -60,7 +60,7 @@ def inspect_file(path: Path, collection: str | None = None) -> Inspection:
     guess = _first_guess(path, contents, collection)
     guess = _with_plausible_momenta(guess, contents, path, notes)
     guess = _with_scores(guess, contents, path, notes)
-    jets = _first_jets(guess, path)
+    jets = _first_jets(guess, path, contents)
     guard = DatasetGuard(_card(guess), DataConfig(cards=("any",)))
     guard.add(jets)
     findings = tuple(guard.findings())
@@ -100,10 +100,11 @@ def _card(guess: dict[str, Any]) -> DataCard:
     return DataCard.model_validate(guess)
 
 
-def _first_jets(guess: dict[str, Any], path: Path) -> Jets:
+def _first_jets(guess: dict[str, Any], path: Path, contents: Contents) -> Jets:
     """Up to ``CHUNK_JETS`` jets as the card reads them."""
     card = _card(guess)
-    wanted = Wanted(labels=card.role == "simulation", scores=card.scores is not None)
+    tracks = bool(contents.track_fields)
+    wanted = Wanted(tracks=tracks, labels=card.role == "simulation", scores=card.scores is not None)
     chunks: Iterator[Jets] = read_dataset(card, [path], wanted, chunk_jets=CHUNK_JETS)
     return next(chunks)
 
@@ -119,7 +120,7 @@ def _with_plausible_momenta(
         choices += [fields, *(fields | {"units": {"momentum": unit}} for unit in _MOMENTA)]
     for choice in choices:
         guard = DatasetGuard(_card(guess | choice), DataConfig(cards=("any",)))
-        guard.add(replace(_first_jets(guess | choice, path), track_fields=()))
+        guard.add(replace(_first_jets(guess | choice, path, contents), track_fields=()))
         if not any(finding.guard == "momentum_unit" for finding in guard.findings()):
             if choice:
                 notes.append(f"the usual fields and units give momenta that no jet has; guessed {choice}")
@@ -128,16 +129,20 @@ def _with_plausible_momenta(
 
 
 def _with_scores(guess: dict[str, Any], contents: Contents, path: Path, notes: list[str]) -> dict[str, Any]:
-    """The guess with the first tagger whose scores are class probabilities."""
+    """The guess with the tagger that scores most jets, and among those with most classes the last."""
+    best, rank = guess, (-1.0, 0)
     for tagger in contents.taggers:
         choice = guess | {"scores": {"tagger": tagger}}
         try:
-            _first_jets(choice, path)
+            jets = _first_jets(choice, path, contents)
         except DataError as error:
             notes.append(f"the scores of {tagger} cannot be used: {error.problem}")
-        else:
-            return choice
-    return guess
+            continue
+        assert jets.log_score is not None
+        scored = float(np.isfinite(jets.log_score).all(axis=1).mean()) if len(jets) else 0.0
+        if (scored, len(jets.score_classes)) >= rank:
+            best, rank = choice, (scored, len(jets.score_classes))
+    return best
 
 
 def _ranges(jets: Jets) -> dict[str, tuple[float, ...]]:
@@ -176,8 +181,9 @@ def described(inspection: Inspection) -> str:
         f"labels       {_flavour_words(inspection.flavours)}",
         f"taggers      {', '.join(contents.taggers) or 'none'}",
         f"tracks       {f'{len(contents.track_fields)} fields' if contents.track_fields else 'none'}",
-        f"truth        {'of pseudo-data, for closure checks' if contents.closure_truth else 'none'}",
     ]
+    if contents.datasets:
+        lines.append(f"datasets     {', '.join(contents.datasets)}")
     if contents.collections:
         lines.append(f"collections  {', '.join(contents.collections)}")
     heads = ("min", "1 %", "median", "99 %", "max")

@@ -6,6 +6,7 @@ selection, a field with one number per event holds for all its jets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,14 @@ class NanoAodReader:
     run is 1 throughout) need not be unique without the block. *Labels*: ``hadronFlavour`` 5, 4, 0, and tau
     for light jets that match a ``GenVisTau``; in files without ``GenVisTau`` tau jets count as light.
     *Weight*: ``genWeight``, where there is one.
+
+    Attributes
+    ----------
+    dropped : what was left out of tracks while reading, by reason, with counts
     """
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()
 
     tracks_expected = False
     """Whether tracks are there to be read."""

@@ -8,7 +8,6 @@ not in the file: those fields are left out.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,17 +37,9 @@ _VALID_HIT_IN_FIRST_LAYER = -1
 
 
 class PfNanoReader(NanoAodReader):
-    """Jets as in NanoAOD, and their tracks.
-
-    Attributes
-    ----------
-    dropped : charged constituents without track details, counted while reading
-    """
+    """Jets as in NanoAOD, and their tracks; charged constituents without track details are dropped."""
 
     tracks_expected = True
-
-    def __init__(self) -> None:
-        self.dropped: Counter[str] = Counter()
 
     def chunks(self, path: Path, card: DataCard, wanted: Wanted, chunk_jets: int) -> Iterator[Jets]:
         """See :class:`selfcal.data.reading.JetReader`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Contents:
     jet_fields, track_fields : the file's own names
     taggers : those whose scores are there, by the name that ``scores.tagger`` of a card takes
     labelled : whether there are truth labels
-    closure_truth : whether there is a truth of pseudo-data
+    datasets : what else stands beside the jets, where the format has more than one table
     collections : jet collections to choose from; empty where the format has one only
     """
 
@@ -48,12 +49,19 @@ class Contents:
     track_fields: tuple[str, ...]
     taggers: tuple[str, ...]
     labelled: bool
-    closure_truth: bool = False
+    datasets: tuple[str, ...] = ()
     collections: tuple[str, ...] = ()
 
 
 class JetReader(Protocol):
-    """A file format; a file that is missing, damaged or of another kind is a ``DataError``."""
+    """A file format; a file that is missing, damaged or of another kind is a ``DataError``.
+
+    Attributes
+    ----------
+    dropped : what this reader has left out of tracks so far, by reason, with counts
+    """
+
+    dropped: Counter[str]
 
     def recognises(self, path: Path) -> bool:
         """Whether the file is of this format, by its content."""

@@ -11,7 +11,7 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.guards import DatasetGuard, Finding, overlap_problems
-from selfcal.data.reading import Wanted, count_jets, read_dataset
+from selfcal.data.reading import CHUNK_JETS, Wanted, reader_of
 from selfcal.data.units import units_of
 from selfcal.errors import DataError
 from selfcal.run.atomic import write_json
@@ -39,12 +39,13 @@ def validate_dataset(
     """
     problems = _checksum_problems(card, paths, root)
     guard = DatasetGuard(card, selection)
+    reader = reader_of(card.format)
     files: list[dict[str, Any]] = []
     fields: dict[tuple[str, ...], Path] = {}
     for path in paths:
         try:
-            files.append({"name": path.name, "jets": count_jets(card, path), "sha256": file_sha256(path)})
-            for jets in read_dataset(card, [path], wanted):
+            files.append({"name": path.name, "jets": reader.count(path, card), "sha256": file_sha256(path)})
+            for jets in reader.chunks(path, card, wanted, CHUNK_JETS):
                 guard.add(jets)
                 fields.setdefault(jets.track_fields, path)
         except DataError as error:
@@ -62,7 +63,8 @@ def validate_dataset(
                 problems.append(finding.text + _how_to_accept(finding))
     if problems:
         raise _joined(card.name, problems)
-    return Checked(_report(card, guard, files, list(fields), accepted), guard)
+    report = _report(card, guard, files, list(fields), accepted)
+    return Checked(report | {"tracks_dropped": dict(reader.dropped)}, guard)
 
 
 def _how_to_accept(finding: Finding) -> str:
