@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import likelihood
+from bench import likelihood, tagger
 from selfcal.config.run import TaggerConfig, TrainingConfig
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
@@ -50,8 +50,8 @@ def tagging(jets: Jets) -> dict[str, float]:
     many = jets.select(np.tile(np.arange(len(jets)), COPIES))
     inputs = common_inputs([jets])
     normalisation = Normalisation.measure([compute_features(jets, inputs)])
-    tagger = TaggerConfig()
-    bundle = TaggerBundle(tagger, inputs, normalisation, build_tagger(tagger, inputs, normalisation, seed=1))
+    config = TaggerConfig()
+    bundle = TaggerBundle(config, inputs, normalisation, build_tagger(config, inputs, normalisation, seed=1))
     train, few = bundle.tensors(many), bundle.tensors(jets.select(np.arange(100)))
     training = TrainingConfig(epochs=1)
     seconds = timed(lambda: train_tagger(bundle.model, train, few, training, seed=1))
@@ -71,6 +71,7 @@ def main() -> None:
         print(f"{label:<24}{rate:>12.0f} jets/s")
     print(json.dumps({label: round(rate, 1) for label, rate in rates.items()}))
     likelihood.main([])
+    tagger.main([])
 
 
 if __name__ == "__main__":

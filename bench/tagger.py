@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.mock_jets import JET_COLUMNS, ORIGIN, TRACK_COLUMNS, VERTEX, write_mock_jets
-from selfcal.config.run import TaggerConfig
+from selfcal.config.run import TaggerConfig, TrainingConfig
 from selfcal.data.jets import TRACK_FIELDS
 from selfcal.export.onnx_graph import onnx_installed
 from selfcal.export.onnx_tagger import write_tagger
@@ -97,11 +97,12 @@ def time_ours(size: str, batches: Sequence[JetBatch], device: str = "cpu", bfloa
     model = our_bundle(size).model.to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-5)
     here = [on(batch, device) for batch in batches]
+    weights = TrainingConfig(origin_loss_weight=0.5, vertex_loss_weight=1.5)
 
     def train(batch: JetBatch) -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             output = model(batch)
-            loss = tagger_loss(output, batch, origin_loss_weight=0.5, vertex_loss_weight=1.5)
+            loss = tagger_loss(output, batch, weights)
         optimiser.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -217,14 +218,14 @@ def on_gpu(size: str, path: Path, batch_size: int) -> dict[str, Any]:
     return {"size": size, "gpu": name, "train": train, "score": score}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Print the comparison, and the same as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--salt", default=os.environ.get("SALT_PYTHON"), help="Python of salt's environment")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--batch", type=int, default=1000, help="jets per batch")
     parser.add_argument("--steps", type=int, default=4, help="batches, of which the best counts")
-    choices = parser.parse_args()
+    choices = parser.parse_args(words)
     torch.set_num_threads(1)
     if not choices.salt:
         print("salt: skipped, its Python is not given (--salt or SALT_PYTHON)")
