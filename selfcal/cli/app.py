@@ -178,7 +178,7 @@ def run(
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
-    """Do everything: generate, validate, train, calibrate, fit, export, report."""
+    """Do everything: generate, validate, train, infer (if enabled), calibrate, fit, export, report."""
     del debug
     from selfcal.cli.execution import execute
 

@@ -285,12 +285,15 @@ class InferenceConfig(Configured):
 
     ``prior_width`` changes prior widths of single parameters. ``modelling_error`` is the relative error
     of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the generator may be
-    wrong by. ``points`` is the number of detectors simulated for the emulator.
+    wrong by. ``points`` is the number of detectors simulated for the emulator, ``jets_per_region`` the
+    largest number of simulated jets of a region used for it. ``chain_check`` compares the posterior with a
+    Markov chain where emcee is installed.
     """
 
     enabled: bool = False
     model: Literal["smearing"] = "smearing"
     points: PositiveInt = 160
+    jets_per_region: PositiveInt = 40_000
     prior_width: dict[str, Positive] = {}
     modelling_error: Annotated[float, Field(ge=0)] = 0.02
     multiplicity_error: Annotated[float, Field(ge=0)] = 0.03
@@ -388,6 +391,7 @@ class RunConfig(Configured):
     generate: GenerateConfig = GenerateConfig()
     tagger: TaggerConfig = TaggerConfig()
     training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     fit: FitConfig = FitConfig()
     export: ExportConfig = ExportConfig()
@@ -404,6 +408,11 @@ class RunConfig(Configured):
             raise ValueError(
                 "'calibration.joint.enabled' cannot be true with 'tagger.kind: scores': "
                 "given scores cannot be trained"
+            )
+        if self.tagger.kind == "scores" and self.inference.enabled:
+            raise ValueError(
+                "'inference.enabled' cannot be true with 'tagger.kind: scores': "
+                "given scores cannot follow tracks that are changed"
             )
         if fit.pt_gev_edges[0] < data.pt_gev_min or fit.pt_gev_edges[-1] > data.pt_gev_max:
             raise ValueError(

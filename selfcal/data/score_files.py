@@ -1,4 +1,9 @@
-"""Scored jets on disk, one safetensors file per card, and the parts of them that a stage needs."""
+"""Scored jets on disk, one safetensors file per card, and the parts of them that a stage needs.
+
+Where the detector is inferred, ``<card>.safetensors`` holds the corrected simulation, and other variants
+of it lie in folders beside it: ``nominal`` (not corrected) and ``detector_<j>`` (one standard deviation along
+a direction of the posterior; measure fold only).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.run.context import RunContext
 
+NOMINAL, DETECTOR = "nominal", "detector_"
 _FIELDS = ("log_probability", "pt_gev", "abs_eta", "flavour", "weight", "fold", "event")
 
 
@@ -51,11 +57,29 @@ def join_datasets(parts: Sequence[ScoredJets]) -> ScoredJets:
     return concatenate(shifted)
 
 
-def scores_of(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold]) -> ScoredJets:
+def scores_path(context: RunContext, card: DataCard, variant: str | None = None) -> Path:
+    """The file of a dataset's scores; a ``variant`` is another one only where the dataset is corrected."""
+    folder = context.directory.scores
+    if variant is not None and context.corrected(card):
+        folder = folder / variant
+    return folder / f"{card.name}.safetensors"
+
+
+def detector_variants(context: RunContext) -> tuple[str, ...]:
+    """Names of the variants along the directions of the detector's posterior; none without inference."""
+    if not context.config.inference.enabled:
+        return ()
+    found = [path.name for path in context.directory.scores.glob(f"{DETECTOR}*") if path.is_dir()]
+    return tuple(sorted(found, key=lambda name: int(name.removeprefix(DETECTOR))))
+
+
+def scores_of(
+    context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold], variant: str | None = None
+) -> ScoredJets:
     """The scored jets of ``cards`` (of one region) in ``folds``."""
     parts = []
     for card in cards:
-        part = load_scores(context.directory.scores / f"{card.name}.safetensors", card.region)
+        part = load_scores(scores_path(context, card, variant), card.region)
         parts.append(part.select(np.isin(part.fold, [int(fold) for fold in folds])))
     return join_datasets(parts)
 
@@ -65,7 +89,9 @@ def within_abs_eta(jets: ScoredJets, edges: tuple[float, float]) -> ScoredJets:
     return jets.select((jets.abs_eta >= edges[0]) & (jets.abs_eta < edges[1]))
 
 
-def control_scores(context: RunContext, role: str, region: str, folds: Sequence[Fold]) -> ScoredJets:
+def control_scores(
+    context: RunContext, role: str, region: str, folds: Sequence[Fold], variant: str | None = None
+) -> ScoredJets:
     """The scored jets of a control region's simulation or data in ``folds``."""
     cards = [card for card in context.cards_for(role, "control") if card.region == region]
-    return scores_of(context, cards, folds)
+    return scores_of(context, cards, folds, variant)

@@ -55,6 +55,8 @@ def blinded_templates(templates: Templates, config: FitConfig) -> Templates:
         templates,
         calibrated=nominal,
         calibrated_variance=templates.nominal_variance,
+        corrected=None,
+        detector={name: carried(varied, calibrated) for name, varied in templates.detector.items()},
         replicas=np.stack([carried(replica, mean) for replica in templates.replicas]),
         variations={name: carried(varied, calibrated) for name, varied in templates.variations.items()},
     )

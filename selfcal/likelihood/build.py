@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from selfcal.config.run import FitConfig, TaggerConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold
-from selfcal.data.score_files import control_scores, within_abs_eta
+from selfcal.data.score_files import NOMINAL, control_scores, detector_variants, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError, DataError
 from selfcal.likelihood.pt_binning import merged_pt_edges
+from selfcal.likelihood.shifts import independent_modes
 from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
 from selfcal.run.atomic import write_arrays
 from selfcal.run.context import RunContext
@@ -24,16 +25,28 @@ from selfcal.tagger.working_points import thresholds
 from selfcal.transport.calibration import Calibration
 
 HISTOGRAM_BINS = 40
+DETECTOR_VARIANCE_KEPT = 0.99
 
 
 @dataclass(frozen=True)
 class MeasureFold:
-    """Scored jets of the measure fold per control region, and the binning they fall into."""
+    """Scored jets of the measure fold per control region, and the binning they fall into.
+
+    ``simulation`` has the inferred detector where there is one; ``uncorrected`` is then the simulation
+    as it is, and ``detector`` are the same jets along each direction of the detector's posterior.
+    """
 
     simulation: dict[str, ScoredJets]
     data: dict[str, ScoredJets]
     binning: Binning
     tagger: TaggerConfig
+    uncorrected: dict[str, ScoredJets] | None = None
+    detector: tuple[dict[str, ScoredJets], ...] = ()
+
+    @property
+    def nominal(self) -> dict[str, ScoredJets]:
+        """The simulation as it is."""
+        return self.simulation if self.uncorrected is None else self.uncorrected
 
     def discriminant(self, jets: ScoredJets) -> NDArray[np.float64]:
         """D_b of the configured background fractions."""
@@ -65,15 +78,22 @@ def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
     """Read the measure fold. Working points come from all simulation that did not train the tagger."""
     config = context.config
 
-    def read(role: str, region: str, *folds: Fold) -> ScoredJets:
-        return within_abs_eta(control_scores(context, role, region, folds), config.fit.abs_eta_edges)
+    def read(role: str, region: str, *folds: Fold, variant: str | None = None) -> ScoredJets:
+        jets = control_scores(context, role, region, folds, variant)
+        return within_abs_eta(jets, config.fit.abs_eta_edges)
 
     simulation, data = (
         {region: read(role, region, Fold.MEASURE) for region in regions} for role in ("simulation", "data")
     )
-    untrained = read("simulation", config.fit.working_point_region, Fold.DERIVE, Fold.MEASURE)
+    nominal, *detector = (
+        {region: read("simulation", region, Fold.MEASURE, variant=variant) for region in regions}
+        for variant in (NOMINAL, *detector_variants(context))
+    )
+    untrained = read(
+        "simulation", config.fit.working_point_region, Fold.DERIVE, Fold.MEASURE, variant=NOMINAL
+    )
     binning = working_point_binning(untrained, config.fit, config.tagger)
-    fold = MeasureFold(simulation, data, binning, config.tagger)
+    fold = MeasureFold(simulation, data, binning, config.tagger, nominal, tuple(detector))
     return with_target_uncertainty(fold, config.fit) if config.fit.target_uncertainty else fold
 
 
@@ -120,13 +140,21 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
 
     simulation = [fold.simulation[region] for region in regions]
     observed = [fold.data[region] for region in regions]
-    nominal = [counts(jets) for jets in simulation]
+    nominal = [counts(fold.nominal[region]) for region in regions]
+    detector = [
+        np.stack([counts(calibration.apply(varied[region], calibration.nominal))[0] for region in regions])
+        for varied in fold.detector
+    ]
     calibrated = [counts(calibration.apply(jets, calibration.nominal)) for jets in simulation]
     stiff = [counts(calibration.apply(jets, calibration.stiff))[0] for jets in simulation]
     replicas = [
         [counts(calibration.apply(jets, maps))[0] for jets in simulation] for maps in calibration.replicas
     ]
     data = [fold.binning.count(jets.pt_gev, fold.discriminant(jets), jets.weight) for jets in observed]
+    moved = np.stack([total for total, _ in calibrated])
+    modes: Iterable[NDArray[np.float64]] = ()
+    if detector:
+        modes = independent_modes(np.stack(detector), moved, DETECTOR_VARIANCE_KEPT)
     fractions, uncertainty = calibration.fractions, calibration.fraction_uncertainty
     return Templates(
         regions=regions,
@@ -134,13 +162,15 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         data=np.stack(data),
         nominal=np.stack([total for total, _ in nominal]),
         nominal_variance=np.stack([variance for _, variance in nominal]),
-        calibrated=np.stack([total for total, _ in calibrated]),
+        calibrated=moved,
         calibrated_variance=np.stack([variance for _, variance in calibrated]),
         replicas=np.stack([np.stack(replica) for replica in replicas]),
         composition=fractions.numpy(),
         # A flavour that the simulation lacks has a tiny fraction with an absolute width.
         composition_relative_uncertainty=(uncertainty / fractions).clamp_max(1.0).numpy(),
         variations={"stiff": np.stack(stiff)},
+        corrected=np.stack([counts(jets)[0] for jets in simulation]) if detector else None,
+        detector={str(j): mode for j, mode in enumerate(modes)},
     )
 
 
@@ -171,10 +201,12 @@ def write_discriminants(fold: MeasureFold, calibration: Calibration, path: Path)
         error = np.sqrt(replicas.var(0, ddof=1) + _histogram(edges, fold.discriminant(moved), weight**2))
         for f, flavour in enumerate(FLAVOURS):
             chosen = jets.flavour == f
-            for name, source in (("nominal", jets), ("calibrated", moved)):
+            for name, source in (("nominal", fold.nominal[region]), ("calibrated", moved)):
                 d_b = fold.discriminant(source)[chosen]
                 arrays[f"{name}/{region}/{flavour}"] = _histogram(edges, d_b, weight[chosen])
-        arrays[f"nominal_variance/{region}"] = _histogram(edges, fold.discriminant(jets), weight**2)
+        arrays[f"nominal_variance/{region}"] = _histogram(
+            edges, fold.discriminant(fold.nominal[region]), weight**2
+        )
         arrays[f"calibrated_up/{region}"] = after + error
         arrays[f"calibrated_down/{region}"] = np.maximum(after - error, 0.0)
     write_arrays(path, arrays)

@@ -30,6 +30,7 @@ GROUP_OF_PREFIX: tuple[tuple[str, str], ...] = (
     ("pt_shape_", "pt_shape"),
     ("map_model_", "map_model"),
     ("map_", "map"),
+    ("detector_", "detector"),
     ("residual_", "residual"),
     ("extrapolation_", "extrapolation"),
     ("simulation_", "simulation_statistics"),

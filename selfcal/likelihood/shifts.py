@@ -1,4 +1,4 @@
-"""Relative shifts of the templates: modes of the map's bootstrap, other map models, extrapolation.
+"""Relative shifts of the templates: modes of the map's bootstrap and of the detector, other map models.
 
 Shifts may be smoothed along the discriminant and pruned where they are negligible.
 """
@@ -96,6 +96,27 @@ def pruned(shift: Float[Array, "R P K"], below: float) -> tuple[Float[Array, "R 
     small = (size < below) & (size > 0)
     kept = np.where(small[:, :, None], 0.0, shift)
     return kept, int(small.sum()), float(size[small].max(initial=0.0))
+
+
+def independent_modes(
+    varied: Float[Array, "J R F P K"], nominal: Float[Array, "R F P K"], variance_kept: float
+) -> Float[Array, "M R F P K"]:
+    """Fewer templates for the same Gaussian uncertainty.
+
+    The rows of ``varied`` are templates at one standard deviation of independent parameters. With
+    X_j = (varied_j - nominal)/√nominal = U S Vᵀ, rotating these parameters by U leaves them independent
+    and makes the shifts S_m V_m √nominal, largest first; those that hold ``variance_kept`` of
+    Σ S² are kept.
+    """
+    scale = np.sqrt(np.maximum(nominal, 1e-12))
+    shift = ((varied - nominal) / scale).reshape(len(varied), nominal.size)
+    _, singular, right = np.linalg.svd(shift, full_matrices=False)
+    total = (singular**2).sum()
+    if total == 0:
+        return np.zeros((0, *nominal.shape))
+    kept = int(np.searchsorted(np.cumsum(singular**2) / total, variance_kept) + 1)
+    modes = (singular[:kept, None] * right[:kept]).reshape(-1, *nominal.shape)
+    return np.asarray(np.maximum(nominal + modes * scale, 0.0))
 
 
 def varied_pair(nominal: Float[Array, "*shape"], shift: Float[Array, "*shape"]) -> tuple[Array, Array]:

@@ -64,6 +64,9 @@ class Templates:
     calibrated, calibrated_variance : the same after the calibration map
     replicas : (M, R, F, P, K) calibrated templates under each bootstrap map (same jets)
     variations : name -> (R, F, P, K) calibrated templates under another map model
+    corrected : (R, F, P, K) simulation with the inferred detector and before the map; None without inference
+    detector : name -> (R, F, P, K) calibrated templates at one standard deviation of a parameter of the
+        detector's posterior, which all flavours and regions share
     composition : (R, F) central value of the prior flavour fractions, rows sum to one
     composition_relative_uncertainty : (R, F)
     """
@@ -79,19 +82,30 @@ class Templates:
     composition: NDArray[np.float64]
     composition_relative_uncertainty: NDArray[np.float64]
     variations: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    corrected: NDArray[np.float64] | None = None
+    detector: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def before_map(self) -> NDArray[np.float64]:
+        """The templates that the map moves, (R, F, P, K)."""
+        return self.nominal if self.corrected is None else self.corrected
 
 
 def templates_json(templates: Templates) -> dict[str, Any]:
     """The content of ``templates.json``; :func:`read_templates` gives the templates back."""
     content = {part.name: getattr(templates, part.name) for part in fields(Templates)}
     plain = {name: value.tolist() for name, value in content.items() if isinstance(value, np.ndarray)}
-    variations = {name: value.tolist() for name, value in templates.variations.items()}
+    variations, detector = (
+        {name: value.tolist() for name, value in varied.items()}
+        for varied in (templates.variations, templates.detector)
+    )
     return {
         "schema_version": 1,
         "regions": list(templates.regions),
         "binning": asdict(templates.binning),
         **plain,
         "variations": variations,
+        "detector": detector,
     }
 
 
@@ -109,9 +123,12 @@ def read_templates(path: Path) -> Templates:
             raise ValueError("another schema version")
         binning = Binning(**{name: tuple(value) for name, value in content.pop("binning").items()})
         regions = tuple(content.pop("regions"))
-        variations = {name: np.array(value) for name, value in content.pop("variations").items()}
+        variations, detector = (
+            {name: np.array(value) for name, value in content.pop(key).items()}
+            for key in ("variations", "detector")
+        )
         arrays = {name: np.array(value, dtype=np.float64) for name, value in content.items()}
-        return Templates(regions=regions, binning=binning, variations=variations, **arrays)
+        return Templates(regions=regions, binning=binning, variations=variations, detector=detector, **arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"not the templates of a fit: {error}", where=str(path), fix="run 'selfcal fit' again"

@@ -2,11 +2,11 @@
 
     SF_map = ε(T_f # simulation) / ε(simulation)      (reference region of f, jets of the measure fold)
 
-Its covariance holds the spread of the map's bootstrap replicas, the difference to the other map models and
-the statistical error of the simulation. The two estimates are not independent: for a flavour whose shape is
-constrained, the fit takes the map as its prior. With the fit's covariance C, the constraints P and the
-derivatives J of the scale factors at the best fit and J₀ at the map, the data's fluctuations s and those of
-the constraints' centres move the difference by
+Its covariance holds the spread of the map's bootstrap replicas, the difference to the other map models, the
+posterior of the detector where it is inferred, and the statistical error of the simulation. The two estimates
+are not independent: for a flavour whose shape is constrained, the fit takes the map as its prior. With the
+fit's covariance C, the constraints P and the derivatives J of the scale factors at the best fit and J₀ at the
+map, the data's fluctuations s and those of the constraints' centres move the difference by
 
     δ(SF_fit − SF_map) = J C s + (J C P − J₀) δa,   Cov = J C F C Jᵀ + (J C P − J₀) P⁻¹ (J C P − J₀)ᵀ
 
@@ -83,7 +83,10 @@ def map_factors(
     value = _ratios(templates.nominal, templates.calibrated, layout, rows)
     replicas = np.stack([_ratios(templates.nominal, one, layout, rows) for one in templates.replicas])
     deviation = replicas - replicas.mean(axis=0)
-    models = [_ratios(templates.nominal, one, layout, rows) - value for one in templates.variations.values()]
+    models, detector = (
+        [_ratios(templates.nominal, one, layout, rows) - value for one in varied.values()]
+        for varied in (templates.variations, templates.detector)
+    )
     by_theta, by_eta = (part.numpy() for part in factors.ratios.jacobians(model.start))
     simulation = [j for j, p in enumerate(model.parameters) if group_of(p.name) == "simulation_statistics"]
     shared = by_theta[:, simulation] * model.width.numpy()[simulation]
@@ -92,6 +95,7 @@ def map_factors(
         {
             "map": deviation.T @ deviation / (len(replicas) - 1),
             "map_model": sum((np.outer(d, d) for d in models), np.zeros((len(rows), len(rows)))),
+            "detector": sum((np.outer(d, d) for d in detector), np.zeros((len(rows), len(rows)))),
             "simulation_statistics": shared @ shared.T + by_eta @ by_eta.T,
         },
     )
@@ -124,7 +128,7 @@ def difference_covariance(
     covariance = factors.group_covariance[STATISTICS] + prior @ prior.T + independent @ independent.T
     rows = [factors.rows[i] for i in factors.measured]
     free = np.array([layout.free[layout.flavours.index(row.flavour), row.pt_bin] for row in rows], dtype=bool)
-    own = of_map.group_covariance["map"] + of_map.group_covariance["map_model"]
+    own = sum(of_map.group_covariance[name] for name in ("map", "map_model", "detector"))
     return np.asarray(covariance + own * np.outer(free, free))
 
 

@@ -8,10 +8,10 @@ with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of t
 (``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
 become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
 for the others (``residual``, in all bins but the largest), the shifts Δ of the map (``map_mode``,
-``map_model``, ``extrapolation``) and the statistical error of the simulation. The latter is a parameter
-per bin of the flavour whose reference region it is (``simulation``), because the scale factor depends on
-it, and common to all other flavours of a bin (``staterror``). Each bin of each flavour is a sample of its
-own, so that factors of single bins can be shared across channels by name.
+``map_model``, ``extrapolation``) and of the detector (``detector``), and the statistical error of the
+simulation. The latter is a parameter per bin of the flavour whose reference region it is (``simulation``),
+because the scale factor depends on it, and common to all other flavours of a bin (``staterror``). Each bin of
+each flavour is a sample of its own, so that factors of single bins can be shared across channels by name.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def template_shifts(
         own: Shifts = []
         rest = np.zeros((layout.binning.n_pt, layout.binning.n_bins))
         bound = ~layout.free[f]
-        nominal, calibrated = templates.nominal[:, f], templates.calibrated[:, f]
+        corrected, calibrated = templates.before_map[:, f], templates.calibrated[:, f]
         reference = int(layout.reference[f])
         if bound.any() and reference >= 0:
             modes = map_modes(templates.replicas[:, :, f], calibrated, reference, config.map_variance_kept)
@@ -111,10 +111,13 @@ def template_shifts(
             for name, varied in templates.variations.items():
                 shift = relative_shift(varied[:, f], calibrated) * bound[:, None]
                 own += _split(f"map_model_{name}_{flavour}", shift, config.split_map_model_by_pt)
+        # One name for all flavours: the detector is the same for them.
+        for name, varied in templates.detector.items():
+            own.append((f"detector_{name}", relative_shift(varied[:, f], calibrated) * bound[:, None]))
         for r, region in enumerate(layout.regions):
             if r != reference or not layout.own_region[f]:
                 shift = np.zeros_like(calibrated)
-                shift[r] = config.extrapolation_fraction * relative_shift(nominal[r], calibrated[r])
+                shift[r] = config.extrapolation_fraction * relative_shift(corrected[r], calibrated[r])
                 own.append((f"extrapolation_{region}_{flavour}", shift))
         shifts.append(own)
         rests.append(rest)

@@ -25,6 +25,7 @@ DISCRIMINANTS = "results/discriminants.safetensors"
 ROC_BEFORE_AFTER = "results/roc_before_after.safetensors"
 ROC = "results/roc.safetensors"
 JOINT = "results/joint.json"
+POSTERIOR = "results/posterior.json"
 METRICS = "metrics.jsonl"
 CONFIGURATION = "config.resolved.yaml"
 PROVENANCE = "provenance.json"
@@ -41,6 +42,7 @@ WRITTEN_BY: dict[str, str] = {
     ROC_BEFORE_AFTER: "'selfcal calibrate' writes when the joint stage is enabled",
     ROC: "'selfcal train' writes",
     JOINT: "'selfcal calibrate' writes when the joint stage is enabled",
+    POSTERIOR: "'selfcal infer' writes where inference.enabled is true",
     METRICS: "'selfcal train' writes",
     CONFIGURATION: "'selfcal run' writes",
     PROVENANCE: "'selfcal run' writes",
@@ -142,6 +144,7 @@ class ClosureRow(Content):
     efficiency_simulation: float | None
     efficiency_calibrated: float | None
     ratio_uncalibrated: float | None
+    ratio_corrected: float | None = None
     ratio_calibrated: float | None
     error: float | None
     map_uncertainty: float | None = None
@@ -150,6 +153,35 @@ class ClosureRow(Content):
 class Closure(Content):
     rows: list[ClosureRow]
     summary: dict[str, Any] = {}
+
+
+class DetectorParameter(Content):
+    name: str
+    unit: str = ""
+    nominal: float
+    prior_width: float
+    mean: float
+    uncertainty: float
+    contraction: float
+
+
+class PredictiveRow(Content):
+    region: str
+    histogram: str
+    category: str
+    chi2: float
+    ndf: int
+    p_value: float
+    pull: float
+
+
+class Posterior(Content):
+    parameters: list[DetectorParameter]
+    covariance: list[list[float]]
+    predictive: list[PredictiveRow] = []
+    flagged: list[str] = []
+    inflation: float = 1.0
+    chain: dict[str, Any] | None = None
 
 
 class NuisancePull(Content):

@@ -13,6 +13,7 @@ from selfcal.report.figures.composition import composition_figure
 from selfcal.report.figures.correlation import correlation_figure
 from selfcal.report.figures.discriminants import discriminant_figure, region_histograms, regions_of
 from selfcal.report.figures.performance import roc_figure, trained_roc_figure, training_figure
+from selfcal.report.figures.posterior import corner_figure
 from selfcal.report.figures.pulls import nuisance_figure, truth_pull_figure
 from selfcal.report.figures.scale_factors import continuous_figures, working_point_figures
 from selfcal.report.html import PageFigure, PageText, Section
@@ -25,6 +26,7 @@ from selfcal.report.inputs import (
     FIT,
     JOINT,
     METRICS,
+    POSTERIOR,
     PROVENANCE,
     ROC,
     ROC_BEFORE_AFTER,
@@ -35,6 +37,7 @@ from selfcal.report.inputs import (
     Closure,
     Composition,
     Fit,
+    Posterior,
     RunFiles,
     ScaleFactors,
     TaggerMetrics,
@@ -46,6 +49,8 @@ from selfcal.report.tables import (
     closure_table,
     composition_table,
     content_table,
+    detector_table,
+    predictive_table,
     rejection_table,
     scale_factor_tables,
     two_roads_table,
@@ -152,6 +157,27 @@ def closure_section(files: RunFiles, draw: Draw) -> Section:
         "Where the flavour of every jet of the pseudo-data is known, the calibrated simulation must give "
         "its efficiencies "
         "back, per flavour; a held-out region took no part in any fit.",
+    )
+
+
+def detector_section(files: RunFiles, draw: Draw) -> Section:
+    def make() -> Iterable[Content]:
+        posterior = files.read(POSTERIOR, Posterior)
+        yield draw(corner_figure(posterior))
+        yield detector_table(posterior)
+        yield predictive_table(posterior)
+        if posterior.chain:
+            caption = "The posterior against a Markov chain of the same likelihood, in σ of the posterior."
+            yield content_table("table_chain", posterior.chain, caption, POSTERIOR)
+
+    chapter = Chapter(files)
+    chapter.add("Detector", [POSTERIOR], make)
+    return chapter.close(
+        "detector",
+        "Detector",
+        "What the detector does differently in data than in simulation, inferred from tracks on the negative "
+        "side of the signed impact-parameter significance, which carry little lifetime. The simulation is "
+        "corrected by the mean of the posterior before the map is fitted.",
     )
 
 

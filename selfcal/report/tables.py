@@ -13,12 +13,14 @@ from selfcal.report.inputs import (
     AGAINST_TRUTH,
     CLOSURE,
     COMPOSITION,
+    POSTERIOR,
     SCALE_FACTORS,
     TAGGER_METRICS,
     TWO_ROADS,
     AgainstTruth,
     Closure,
     Composition,
+    Posterior,
     ScaleFactorRow,
     ScaleFactors,
     TaggerMetrics,
@@ -176,6 +178,7 @@ def closure_table(closure: Closure) -> Table:
     columns = (
         "region", "held out", "flavour", "WP", "ε data", "ε simulation", "ε calibrated", "uncalibrated ratio",
         "calibrated ratio", "± stat", "± map", "σ before", "σ after",
+        "corrected ratio",
     )  # fmt: skip
     rows = []
     for row in held_out_first(closure.rows):
@@ -195,6 +198,7 @@ def closure_table(closure: Closure) -> Table:
                 number(row.map_uncertainty),
                 number(before, 1),
                 number(after, 1),
+                number(row.ratio_corrected),
             )
         )
     caption = (
@@ -202,7 +206,7 @@ def closure_table(closure: Closure) -> Table:
         "standard deviations "
         "(statistical; for the calibrated ratio with the map's uncertainty). σ before, σ after: computed "
         "from "
-        "this row."
+        "this row. Corrected: with the inferred detector and without map."
     )
     return Table("table_closure", columns, tuple(rows), caption, (CLOSURE,))
 
@@ -247,6 +251,54 @@ def composition_table(composition: Composition) -> Table:
         (COMPOSITION,),
         folded=True,
     )
+
+
+def detector_table(posterior: Posterior) -> Table:
+    """Prior and posterior of every detector parameter."""
+    columns = (
+        "parameter", "unit", "simulation", "± prior", "posterior", "± posterior", "contraction", "shift / σ",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(row.name),
+            Cell(row.unit),
+            number(row.nominal, 4),
+            number(row.prior_width, 4),
+            number(row.mean, 4, "strong"),
+            number(row.uncertainty, 4),
+            number(row.contraction, 2),
+            number((row.mean - row.nominal) / row.uncertainty, 1),
+        )
+        for row in posterior.parameters
+    )
+    caption = (
+        "Detector parameters. Contraction: 1 − σ²/σ²(prior), one where the data decide, zero where the prior "
+        "does."
+    )
+    return Table("table_detector", columns, rows, caption, (POSTERIOR,))
+
+
+def predictive_table(posterior: Posterior) -> Table:
+    """How well the smeared simulation describes every histogram."""
+    columns = ("region", "histogram", "tracks", "χ²", "ndf", "p-value", "largest pull")
+    rows = tuple(
+        (
+            Cell(row.region),
+            Cell(row.histogram),
+            Cell(row.category.replace("_", " ")),
+            number(row.chi2, 1),
+            number(row.ndf, 0),
+            number(row.p_value, 3),
+            number(row.pull, 1),
+        )
+        for row in posterior.predictive
+    )
+    caption = "Posterior predictive check of the histograms from which the detector is inferred."
+    if posterior.inflation > 1:
+        caption += (
+            f" The model does not describe them: the covariance is multiplied by {posterior.inflation:.2f}."
+        )
+    return Table("table_predictive", columns, rows, caption, (POSTERIOR,), folded=True)
 
 
 def rejection_table(metrics: TaggerMetrics) -> Table:

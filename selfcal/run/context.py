@@ -44,6 +44,13 @@ class RunContext:
             if (role is None or card.role == role) and (use is None or card.use == use)
         )
 
+    def corrected(self, card: DataCard) -> bool:
+        """Whether the detector inferred from data is taken over into the jets of a dataset.
+
+        Truth samples stay what they are: they define the nominal efficiencies.
+        """
+        return self.config.inference.enabled and card.role == "simulation" and card.use != "truth"
+
     def dataset_path(self, card: DataCard) -> tuple[Path, ...]:
         """The files of a dataset: those its card names, or the one that ``generate`` makes.
 

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from selfcal.config.card import DataCard
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
-from selfcal.data.score_files import scores_of, within_abs_eta
+from selfcal.data.score_files import NOMINAL, detector_variants, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.likelihood.templates import Binning
 from selfcal.run.atomic import read_json, write_json
@@ -224,9 +225,12 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
 
     Control regions use the measure fold of the simulation; held-out regions all of it. The map's
     uncertainty is the spread of its bootstrap replicas in quadrature with the difference to the stiff map.
+    Where the detector is inferred, ``corrected`` is the simulation with it and without map, and the
+    uncertainty of its posterior, from the measure fold, is added to that of the map.
     """
     rows: list[dict[str, Any]] = []
     regions = dict.fromkeys(card.region for card in context.cards_for("simulation"))
+    inferred = context.config.inference.enabled
     for region in regions:
         data = best_truth(context, region)
         if data is None:
@@ -235,15 +239,14 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
         cards = [c for c in context.cards_for("simulation") if c.region == region and c.use != "truth"]
         if not cards:
             continue
-        simulation = within_abs_eta(
-            scores_of(context, cards, tuple(Fold) if held_out else (Fold.MEASURE,)),
-            context.config.fit.abs_eta_edges,
-        )
+        folds = tuple(Fold) if held_out else (Fold.MEASURE,)
+        nominal, simulation = (_simulated(context, cards, folds, variant) for variant in (NOMINAL, None))
         moved = calibration.apply(simulation, calibration.nominal)
         stiff = calibration.apply(simulation, calibration.stiff)
         replicas = [calibration.apply(simulation, maps) for maps in calibration.replicas]
-        d_data, d_sim, d_moved, d_stiff, *d_replicas = (
-            _discriminant(context, jets) for jets in (data, simulation, moved, stiff, *replicas)
+        detector = detector_uncertainty(context, calibration, cards, binning)
+        d_data, d_nominal, d_sim, d_moved, d_stiff, *d_replicas = (
+            _discriminant(context, jets) for jets in (data, nominal, simulation, moved, stiff, *replicas)
         )
         for index, flavour in enumerate(FLAVOURS):
             of_data, of_sim = data.flavour == index, simulation.flavour == index
@@ -251,9 +254,9 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
                 continue
             w_data, w_sim = data.weight[of_data], simulation.weight[of_sim]
             true = PassingShares.of(d_data[of_data], w_data, binning.discriminant_edges)
-            before, after, other, *varied = (
+            before, corrected, after, other, *varied = (
                 PassingShares.of(d[of_sim], w_sim, binning.discriminant_edges)
-                for d in (d_sim, d_moved, d_stiff, *d_replicas)
+                for d in (d_nominal, d_sim, d_moved, d_stiff, *d_replicas)
             )
             with np.errstate(divide="ignore", invalid="ignore"):
                 error = np.sqrt(np.diag(true.ratio_covariance(after)))
@@ -261,6 +264,8 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
                     np.std([true.value / replica.value for replica in varied], axis=0, ddof=1),
                     true.value / other.value - true.value / after.value,
                 )
+                spread = np.hypot(spread, true.value / after.value * detector[index])
+                without_map = true.value / corrected.value
             for slot, point in enumerate(binning.working_points):
                 if min(before.value[slot], after.value[slot], true.value[slot]) <= 0:
                     continue
@@ -272,14 +277,58 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
                         "working_point": point,
                         "efficiency_data": float(true.value[slot]),
                         "efficiency_simulation": float(before.value[slot]),
+                        "efficiency_corrected": float(corrected.value[slot]) if inferred else None,
                         "efficiency_calibrated": float(after.value[slot]),
                         "ratio_uncalibrated": float(true.value[slot] / before.value[slot]),
+                        "ratio_corrected": _or_none(without_map[slot]) if inferred else None,
                         "ratio_calibrated": float(true.value[slot] / after.value[slot]),
                         "error": float(error[slot]),
-                        "map_uncertainty": float(spread[slot]) if np.isfinite(spread[slot]) else None,
+                        "map_uncertainty": _or_none(spread[slot]),
                     }
                 )
     return {"rows": rows, "summary": _summary(rows)}
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _simulated(
+    context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold], variant: str | None
+) -> ScoredJets:
+    return within_abs_eta(scores_of(context, cards, folds, variant), context.config.fit.abs_eta_edges)
+
+
+def detector_uncertainty(
+    context: RunContext, calibration: Calibration, cards: Sequence[DataCard], binning: Binning
+) -> NDArray[np.float64]:
+    """Relative uncertainty of each flavour's efficiency at each working point by the detector, (F, S).
+
+    sqrt(Σ_j (ε_j/ε - 1)²) over the directions of the posterior, with the calibration map on top.
+    """
+    total = np.zeros((len(FLAVOURS), len(binning.working_points)))
+    variants = detector_variants(context)
+    if not variants:
+        return total
+    central, *varied = (
+        calibration.apply(_simulated(context, cards, (Fold.MEASURE,), variant), calibration.nominal)
+        for variant in (None, *variants)
+    )
+    for index in range(len(FLAVOURS)):
+        if not (central.flavour == index).any():
+            continue
+        start, *moved = (
+            PassingShares.of(
+                _discriminant(context, jets)[jets.flavour == index],
+                jets.weight[jets.flavour == index],
+                binning.discriminant_edges,
+            ).value
+            for jets in (central, *varied)
+        )
+        for other in moved:
+            ratio = np.divide(other, start, out=np.ones_like(start), where=start > 0)
+            total[index] = np.hypot(total[index], ratio - 1)
+    return total
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

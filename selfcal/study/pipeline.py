@@ -78,6 +78,14 @@ def _train_configuration(context: RunContext) -> Any:
     }
 
 
+def _infer_configuration(context: RunContext) -> Any:
+    return {
+        "seed": context.config.seed,
+        "cards": _card_facts(context.cards, "name", "composition"),
+        "inference": context.config.inference.model_dump(mode="json"),
+    }
+
+
 def _calibrate_configuration(context: RunContext) -> Any:
     return {
         "seed": context.config.seed,
@@ -129,6 +137,13 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
         ("checkpoints/", "results/"),
     ),
     StageDescription(
+        "infer",
+        "Infer what the detector does differently in data, from tracks.",
+        "selfcal.sbi.stage:run_infer",
+        _infer_configuration,
+        ("results/posterior.json", "results/posterior_samples.safetensors", "results/donors.safetensors"),
+    ),
+    StageDescription(
         "calibrate",
         "Fit composition and calibration map, with bootstrap replicas.",
         "selfcal.training.calibrate_stage:run_calibrate",
@@ -160,7 +175,8 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
 
 
 def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
-    """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given.
+    """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given,
+    no ``infer`` unless it is enabled.
 
     None after ``until``, if that is given.
 
@@ -172,6 +188,8 @@ def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
     stages: list[Stage] = []
     for description in DESCRIPTIONS:
         if description.name == "generate" and not any(card.generate for card in context.cards):
+            continue
+        if description.name == "infer" and not context.config.inference.enabled:
             continue
         if description.name == "train" and context.config.tagger.kind == "scores":
             continue
@@ -221,7 +239,8 @@ def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
         raise ConfigError(
             f"this run has no stage '{verb}'",
             expected=f"one of {', '.join(names)}",
-            fix="a run without 'generate' blocks generates nothing; one with given scores trains nothing",
+            fix="a run without 'generate' blocks generates nothing; one with given scores trains nothing; "
+            "one without 'inference.enabled' infers nothing",
         )
     wanted = stages[: names.index(verb) + 1]
     for state in stage_states(wanted, context)[:-1]:

@@ -11,7 +11,7 @@ from selfcal.config.card import DataCard
 from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
 from selfcal.data.folds import Fold
 from selfcal.data.reading import read_dataset
-from selfcal.data.score_files import join_datasets, load_scores, scores_of, within_abs_eta
+from selfcal.data.score_files import NOMINAL, join_datasets, load_scores, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
@@ -81,5 +81,5 @@ def nominal_efficiency_jets(context: RunContext, region: str) -> ScoredJets:
     held_out = all(card.use == "validation" for card in simulation)
     folds = tuple(Fold) if dedicated or held_out else (Fold.DERIVE, Fold.MEASURE)
     return within_abs_eta(
-        scores_of(context, dedicated or simulation, folds), context.config.fit.abs_eta_edges
+        scores_of(context, dedicated or simulation, folds, NOMINAL), context.config.fit.abs_eta_edges
     )

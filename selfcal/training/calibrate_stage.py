@@ -8,6 +8,8 @@ With ``tagger.kind: scores`` the first two are left out: the scores are in the f
 2. train fold: joint training of tagger, maps and fractions;
 3. all datasets are scored with the tagger, which is never changed again;
 4. derive fold: fractions, densities, maps by likelihood, and bootstrap replicas of all.
+
+Where the detector is inferred, the simulation of all of them is the corrected one.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from selfcal.data.score_files import control_scores
 from selfcal.data.scored import concatenate
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
+from selfcal.sbi.correction import load_correction
 from selfcal.tagger.bundle import TaggerBundle, load_bundle, save_bundle
 from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.joint_stage import run_joint_training
 from selfcal.training.roc_comparison import compare_rejections
-from selfcal.training.samples import jets_in_fold
+from selfcal.training.samples import Correction, jets_in_fold
 from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, scorer_of
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
@@ -55,10 +58,11 @@ def run_calibrate(context: RunContext) -> list[Path]:
     results = context.directory.results
     written: list[Path] = []
     scorer: Scorer = given_scores
+    correction, directions = load_correction(context)
     if context.config.tagger.kind != "scores":
-        bundle, written = final_tagger(context, regions)
+        bundle, written = final_tagger(context, regions, correction)
         scorer = scorer_of(bundle)
-    written += score_datasets(context, scorer, context.directory.scores)
+    written += score_datasets(context, scorer, correction, directions)
     calibration = derive_calibration(context, regions)
     written += save_calibration(calibration, context.config.calibration.map, results / "map")
     write_json(results / "composition_fitted.json", composition_table(calibration))
@@ -68,17 +72,19 @@ def run_calibrate(context: RunContext) -> list[Path]:
     return [*written, results / "composition_fitted.json", results / "displacement.json"]
 
 
-def final_tagger(context: RunContext, regions: tuple[str, ...]) -> tuple[TaggerBundle, list[Path]]:
+def final_tagger(
+    context: RunContext, regions: tuple[str, ...], correction: Correction | None
+) -> tuple[TaggerBundle, list[Path]]:
     """Steps 1 and 2: the tagger that scores all datasets, and the files written."""
     before, bundle = (load_bundle(context.directory.checkpoints / "tagger") for _ in range(2))
     written: list[Path] = []
     if context.config.joint_training:
-        written += run_joint_training(context, bundle, regions)
+        written += run_joint_training(context, bundle, regions, correction)
         measure = [
             jets
             for region in regions
             for card in cards_of(context, "simulation", region)
-            for jets in jets_in_fold(context, card, Fold.MEASURE)
+            for jets in jets_in_fold(context, card, Fold.MEASURE, correction)
         ]
         roc = context.directory.results / "roc_before_after.safetensors"
         write_arrays(roc, compare_rejections(before, bundle, measure, context.config.tagger))

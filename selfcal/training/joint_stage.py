@@ -17,14 +17,16 @@ from selfcal.tagger.batching import TensorJets, join
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.control_regions import cards_of, composition_prior
 from selfcal.training.joint import JointSample, train_jointly
-from selfcal.training.samples import for_validation, jets_in_fold
+from selfcal.training.samples import Correction, for_validation, jets_in_fold
 from selfcal.training.scores_stage import scored, scorer_of
 from selfcal.transport.composition import fit_composition
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.sample import build_sample, simulated_fractions
 
 
-def run_joint_training(context: RunContext, bundle: TaggerBundle, regions: tuple[str, ...]) -> list[Path]:
+def run_joint_training(
+    context: RunContext, bundle: TaggerBundle, regions: tuple[str, ...], correction: Correction | None = None
+) -> list[Path]:
     """Change ``bundle.model`` in place and write ``results/joint.json``.
 
     First fractions and stiff maps with the tagger as it is, then all three together.
@@ -36,7 +38,7 @@ def run_joint_training(context: RunContext, bundle: TaggerBundle, regions: tuple
         for role in ("simulation", "data"):
             parts: list[ScoredJets] = []
             for card in cards_of(context, role, region):
-                for jets in jets_in_fold(context, card, Fold.TRAIN):
+                for jets in jets_in_fold(context, card, Fold.TRAIN, correction):
                     kept = jets
                     if role == "simulation":
                         chosen = for_validation(jets, config.training.validation_fraction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,9 @@ from selfcal.data.folds import Fold, event_hash, fold_of
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset
 from selfcal.run.context import RunContext
+
+Correction = Callable[[Jets], Jets]
+"""The simulation as another detector would have measured it."""
 
 
 def within_range(jets: Jets, config: DataConfig) -> NDArray[np.bool_]:
@@ -35,8 +38,10 @@ def in_use(jets: Jets, config: DataConfig) -> NDArray[np.bool_]:
     return inside if jets.log_score is None else inside & np.isfinite(jets.log_score).all(axis=1)
 
 
-def read_card(context: RunContext, card: DataCard) -> Iterator[Jets]:
+def read_card(context: RunContext, card: DataCard, correction: Correction | None = None) -> Iterator[Jets]:
     """The jets of every file of ``card`` that are in use, chunk by chunk; with labels if it is simulation.
+
+    ``correction`` acts on simulation that is to be corrected (``RunContext.corrected``), on nothing else.
 
     They have weight one unless the card asks for event weights. Weights that undo a biased
     generation (dijet, by pT^4) would leave an effective sample of a few per cent; such a spectrum
@@ -44,13 +49,17 @@ def read_card(context: RunContext, card: DataCard) -> Iterator[Jets]:
     """
     for jets in read_dataset(card, context.dataset_path(card), wanted_of(context, card)):
         chosen = jets.select(in_use(jets, context.config.data))
-        yield chosen if card.weights == "event" else replace(chosen, weight=np.ones(len(chosen)))
+        if card.weights != "event":
+            chosen = replace(chosen, weight=np.ones(len(chosen)))
+        yield correction(chosen) if correction is not None and context.corrected(card) else chosen
 
 
-def jets_in_fold(context: RunContext, card: DataCard, fold: Fold) -> list[Jets]:
+def jets_in_fold(
+    context: RunContext, card: DataCard, fold: Fold, correction: Correction | None = None
+) -> list[Jets]:
     """The jets of one fold of a card, by chunk; with labels if it is simulation."""
     fractions = context.config.data.folds_for(card.role)
-    return [jets.select(fold_of(jets, fractions) == fold) for jets in read_card(context, card)]
+    return [jets.select(fold_of(jets, fractions) == fold) for jets in read_card(context, card, correction)]
 
 
 def training_fold(context: RunContext) -> list[Jets]:

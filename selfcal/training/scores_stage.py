@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
-from selfcal.data.folds import fold_of
+from selfcal.data.folds import Fold, fold_of
 from selfcal.data.jets import Jets
-from selfcal.data.score_files import save_scores
+from selfcal.data.score_files import DETECTOR, NOMINAL, save_scores, scores_path
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.samples import read_card
+from selfcal.training.samples import Correction, read_card
 from selfcal.training.scoring import score_jets
 
 Scorer = Callable[[Jets], NDArray[np.float64]]
@@ -36,31 +36,49 @@ def given_scores(jets: Jets) -> NDArray[np.float64]:
     return jets.log_score
 
 
-def score_datasets(context: RunContext, scorer: Scorer, output_folder: Path) -> list[Path]:
-    """Score the jets of every card that are in use; returns ``<folder>/<card>.safetensors``.
+def score_datasets(
+    context: RunContext,
+    scorer: Scorer,
+    correction: Correction | None = None,
+    directions: Sequence[Correction] = (),
+) -> list[Path]:
+    """Score the jets of every card that are in use; returns ``scores/<card>.safetensors``.
 
     Simulation keeps its labels; data, also the pseudo-data of truth datasets, are
-    written with flavour -1.
+    written with flavour -1. Where a dataset is corrected, it is also scored as it is
+    (``scores/nominal``) and, in the measure fold, under each of the ``directions``
+    (``scores/detector_<j>``).
     """
+    jobs: list[tuple[DataCard, str | None, Correction | None]] = []
+    for card in context.cards:
+        jobs.append((card, None, correction))
+        if context.corrected(card):
+            jobs.append((card, NOMINAL, None))
+            jobs += [(card, f"{DETECTOR}{j}", direction) for j, direction in enumerate(directions)]
     written = []
-    tracker = context.progress("scoring", len(context.cards))
-    for done, card in enumerate(context.cards, start=1):
-        path = output_folder / f"{card.name}.safetensors"
-        save_scores(path, score_card(context, scorer, card))
+    tracker = context.progress("scoring", len(jobs))
+    for done, (card, variant, changed) in enumerate(jobs, start=1):
+        path = scores_path(context, card, variant)
+        fold = Fold.MEASURE if variant is not None and variant != NOMINAL else None
+        save_scores(path, score_card(context, scorer, card, changed, fold))
         written.append(path)
         tracker.update(done)
     return written
 
 
-def score_card(context: RunContext, scorer: Scorer, card: DataCard) -> ScoredJets:
-    """The scored jets of one card. Tracks stay in memory for one chunk at a time."""
-    return scored(
-        scorer,
-        read_card(context, card),
-        card.region,
-        context.config.data.folds_for(card.role),
-        labelled=card.role == "simulation",
-    )
+def score_card(
+    context: RunContext,
+    scorer: Scorer,
+    card: DataCard,
+    correction: Correction | None = None,
+    fold: Fold | None = None,
+) -> ScoredJets:
+    """The scored jets of one card, of one ``fold`` or of all. Tracks stay in memory one chunk at a time."""
+    fractions = context.config.data.folds_for(card.role)
+    parts = read_card(context, card, correction)
+    if fold is not None:
+        parts = (jets.select(fold_of(jets, fractions) == fold) for jets in parts)
+    return scored(scorer, parts, card.region, fractions, labelled=card.role == "simulation")
 
 
 def scored(

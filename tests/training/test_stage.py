@@ -118,7 +118,7 @@ def test_outputs_say_what_the_saved_tagger_does(context):
 def test_only_simulation_keeps_its_labels(context):
     run_train(context)
     bundle = load_bundle(context.directory.checkpoints / "tagger")
-    paths = score_datasets(context, scorer_of(bundle), context.directory.path / "scores")
+    paths = score_datasets(context, scorer_of(bundle))
     assert [path.stem for path in paths] == [card.name for card in context.cards]
     for path, card in zip(paths, context.cards, strict=True):
         labelled = card.role == "simulation"

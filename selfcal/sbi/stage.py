@@ -1,0 +1,169 @@
+"""The ``infer`` stage: what the detector does differently in data, from the tracks of the train fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfcal.data.flavours import FLAVOURS
+from selfcal.data.folds import Fold, event_hash
+from selfcal.data.jets import Jets
+from selfcal.run.context import RunContext
+from selfcal.sbi.chain_check import chain_available, compare_with_chain
+from selfcal.sbi.diagnostics import predictive_check
+from selfcal.sbi.inference import Inference, RegionTracks, design_sizes, infer_smearing
+from selfcal.sbi.parameters import PARAMETERS
+from selfcal.sbi.posterior import Posterior, save_posterior
+from selfcal.training.control_regions import cards_of, composition_prior, control_regions
+from selfcal.training.samples import jets_in_fold
+
+MISFIT_MIN = 0.05
+"""Below this posterior predictive p-value the covariance is inflated by χ²/ndf."""
+FLAGGED = 0.01
+"""Histograms whose p-value, times their number, is below it are named."""
+
+
+def run_infer(context: RunContext) -> list[Path]:
+    """Write ``posterior.json``, ``posterior_samples.safetensors`` and ``donors.safetensors`` in ``results``.
+
+    A killed stage continues with the points of the design that are missing. Only jets of the
+    train fold are read, so that data which shape the detector never measure a scale factor.
+
+    Raises
+    ------
+    ConfigError
+        If a control region has simulation but no data, or the reverse.
+    DataError
+        If an impact parameter or a significance is absent, or there are no tracks.
+    FitError
+        If the fit does not converge.
+    """
+    torch.set_num_threads(1)
+    config = context.config.inference
+    regions = control_regions(context)
+    tracks = region_tracks(context, regions)
+    tracker = context.progress("detectors simulated", sum(design_sizes(config)))
+    found = infer_smearing(
+        tracks,
+        config,
+        context.config.seed,
+        scratch=context.directory.checkpoints / "inference",
+        on_point=tracker.update,
+    )
+    predicted = predictive_check(found.likelihood, found.fit, context.config.seed)
+    for row in predicted:
+        row["region"] = "all" if row["region"] is None else regions[row["region"]]
+    posterior, inflation = inflated(found.posterior, predicted[0])
+    chain = None
+    if config.chain_check and chain_available():
+        context.say("infer: Markov chain as a check of the posterior")
+        chain = compare_with_chain(found.likelihood, found.fit, context.config.seed)
+    flagged = [row for row in predicted[1:] if row["p_value"] * (len(predicted) - 1) < FLAGGED]
+    diagnostics = {
+        "predictive": predicted,
+        "flagged": [f"{row['region']} {row['histogram']} {row['category']}" for row in flagged],
+        "inflation": inflation,
+        "chain": chain,
+        "composition": composition_rows(found, regions),
+        "jets": {
+            one.name: {
+                "simulation": sum(len(jets) for jets in one.simulation),
+                "data": sum(len(jets) for jets in one.data),
+            }
+            for one in tracks
+        },
+    }
+    _say(context, posterior, diagnostics)
+    seed = context.config.seed
+    return save_posterior(posterior, found.donors, seed, diagnostics, context.directory.results)
+
+
+def region_tracks(context: RunContext, regions: Sequence[str]) -> list[RegionTracks]:
+    """Jets of the train fold and composition prior of every control region."""
+    simulated, observed = (
+        {
+            region: [
+                jets
+                for card in cards_of(context, role, region)
+                for jets in jets_in_fold(context, card, Fold.TRAIN)
+            ]
+            for region in regions
+        }
+        for role in ("simulation", "data")
+    )
+    totals = np.stack(
+        [
+            np.sum([np.bincount(j.flavour, j.weight, len(FLAVOURS)) for j in simulated[region]], axis=0)
+            for region in regions
+        ]
+    )
+    shares = torch.from_numpy(totals / totals.sum(axis=1, keepdims=True))
+    prior = composition_prior(context, tuple(regions), shares)
+    width = (prior.uncertainty / prior.fractions).clamp_max(1.0).numpy()
+    limit = context.config.inference.jets_per_region
+    return [
+        RegionTracks(region, thinned(simulated[region], limit), observed[region], fractions, relative)
+        for region, fractions, relative in zip(regions, prior.fractions.numpy(), width, strict=True)
+    ]
+
+
+def thinned(samples: Sequence[Jets], limit: int) -> list[Jets]:
+    """About ``limit`` of the jets at most, whole events, chosen by a hash of their own."""
+    total = sum(len(jets) for jets in samples)
+    if total <= limit:
+        return list(samples)
+    kept = []
+    for jets in samples:
+        hashed = event_hash(f"{jets.dataset} inference", jets.run, jets.event)
+        kept.append(jets.select(hashed.astype(np.float64) / 2.0**64 < limit / total))
+    return kept
+
+
+def inflated(posterior: Posterior, overall: dict[str, Any]) -> tuple[Posterior, float]:
+    """The posterior with its covariance times χ²/ndf where the model does not describe the data."""
+    factor = 1.0
+    if overall["p_value"] < MISFIT_MIN:
+        factor = max(1.0, overall["chi2"] / overall["ndf"])
+    return replace(posterior, covariance=factor * posterior.covariance), factor
+
+
+def composition_rows(found: Inference, regions: Sequence[str]) -> list[dict[str, Any]]:
+    """Prior and fitted fractions of the nuisance composition; the calibration fits its own."""
+    tilt = found.fit.best[len(PARAMETERS) :].reshape(len(regions), len(FLAVOURS))
+    fitted: NDArray[np.float64] = found.likelihood.fractions * np.exp(found.likelihood.relative_width * tilt)
+    fitted = fitted / fitted.sum(axis=1, keepdims=True)
+    return [
+        {
+            "region": region,
+            "flavour": flavour,
+            "prior": float(found.likelihood.fractions[r, f]),
+            "fitted": float(fitted[r, f]),
+        }
+        for r, region in enumerate(regions)
+        for f, flavour in enumerate(FLAVOURS)
+    ]
+
+
+def _say(context: RunContext, posterior: Posterior, diagnostics: dict[str, Any]) -> None:
+    moved = (posterior.mean - posterior.parameters.__class__().vector()) / posterior.uncertainty
+    strongest = np.argsort(-np.abs(moved))[:3]
+    named = ", ".join(
+        f"{PARAMETERS[i]} {posterior.mean[i]:.3f}±{posterior.uncertainty[i]:.3f}" for i in strongest
+    )
+    overall = diagnostics["predictive"][0]
+    context.say(f"infer: {named}; posterior predictive p = {overall['p_value']:.2f}")
+    if diagnostics["inflation"] > 1:
+        context.say(
+            f"infer: the smearing model does not describe the data (χ²/ndf = {overall['chi2']:.0f}/"
+            f"{overall['ndf']}): covariance times {diagnostics['inflation']:.2f}"
+        )
+    for name in diagnostics["flagged"]:
+        context.say(f"infer: not described: {name}")
+    if diagnostics["chain"] is None and context.config.inference.chain_check:
+        context.say("infer: no Markov chain as a check: emcee is not installed")

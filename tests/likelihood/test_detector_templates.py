@@ -1,0 +1,81 @@
+"""The detector's posterior in the fit: fewer modes, the same uncertainty, one parameter for all flavours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from selfcal.config.run import FitConfig
+from selfcal.likelihood.layout import make_layout
+from selfcal.likelihood.shifts import independent_modes
+from selfcal.likelihood.stage import measure
+from selfcal.likelihood.templates import read_templates, templates_json
+from selfcal.likelihood.workspace import build_workspace
+from selfcal.run.atomic import write_json
+
+
+def test_modes_have_the_covariance_of_the_templates():
+    generator = np.random.default_rng(1)
+    nominal = generator.uniform(50, 100, (2, 4, 1, 3))
+    varied = nominal * (1 + 0.02 * generator.normal(size=(6, *nominal.shape)))
+    modes = independent_modes(varied, nominal, 1.0)
+    covariance = [np.tensordot(x - nominal, x - nominal, axes=(0, 0)) for x in (varied, modes)]
+    assert np.allclose(*covariance)
+    fewer = independent_modes(varied, nominal, 0.8)
+    assert len(fewer) < len(modes)
+    kept = (((fewer - nominal) ** 2 / nominal).sum()) / (((varied - nominal) ** 2 / nominal).sum())
+    assert 0.8 <= kept < 1
+    assert len(independent_modes(np.stack([nominal, nominal]), nominal, 0.99)) == 0
+
+
+def test_the_detector_is_one_parameter_of_all_flavours_and_regions(asimov_world):
+    templates, config = asimov_world.templates, FitConfig()
+    moved = templates.calibrated.copy()
+    moved[..., -1] *= 1.04
+    moved[..., 0] -= moved.sum(axis=-1) - templates.calibrated.sum(axis=-1)
+    varied = replace(templates, detector={"0": moved})
+    workspace = build_workspace(varied, make_layout(varied, config), config)
+    users = {
+        (channel["name"], sample["name"].partition("_")[0])
+        for channel in workspace["channels"]
+        for sample in channel["samples"]
+        if any(m["name"] == "detector_0" for m in sample["modifiers"])
+    }
+    assert len({flavour for _, flavour in users}) > 1
+    assert len({channel for channel, _ in users}) > 1
+    factors = measure(varied, config).factors
+    assert np.diag(factors.group_covariance["detector"]).max() > 0
+    plain = measure(templates, config).factors
+    assert np.diag(plain.group_covariance["detector"]).max() == 0
+
+
+def test_files_bring_the_detector_back(asimov_world, tmp_path):
+    templates = asimov_world.templates
+    with_detector = replace(templates, corrected=templates.nominal + 1, detector={"0": templates.nominal + 2})
+    for one in (templates, with_detector):
+        write_json(tmp_path / "templates.json", templates_json(one))
+        again = read_templates(tmp_path / "templates.json")
+        assert np.array_equal(again.before_map, one.before_map)
+        assert again.detector.keys() == one.detector.keys()
+        assert all(np.array_equal(again.detector[name], one.detector[name]) for name in one.detector)
+
+
+def test_extrapolation_follows_the_map_and_not_the_detector(asimov_world):
+    """A shift that the detector explains is the same in all regions: only the rest is extrapolated."""
+    templates, config = asimov_world.templates, FitConfig()
+    inferred = replace(templates, corrected=templates.calibrated)
+    names = []
+    for one in (templates, inferred):
+        workspace = build_workspace(one, make_layout(one, config), config)
+        names.append(
+            {
+                m["name"]
+                for channel in workspace["channels"]
+                for sample in channel["samples"]
+                for m in sample["modifiers"]
+                if m["name"].startswith("extrapolation_")
+            }
+        )
+    assert names[0]
+    assert not names[1]
