@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,19 +12,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import likelihood, tagger
+from bench import likelihood, scale, tagger
+from bench.scale import tile
+from selfcal.config.card import DataCard
 from selfcal.config.run import TaggerConfig, TrainingConfig
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
+from selfcal.data.reading import Wanted, read_dataset
 from selfcal.generate.dataset import GenerateRequest, generate_dataset
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.training.loop import train_tagger
 from selfcal.training.scoring import score_jets
 
-N_JETS = 1000
+N_JETS = 1024
 COPIES = 8
 """Training and scoring see the generated jets this many times, so that a timing lasts seconds."""
+
+
+READ_COPIES = 60
+"""The file that is read has so many times the generated jets."""
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -43,6 +51,13 @@ def generation(folder: Path) -> tuple[dict[str, float], Path]:
 
     cold, warm = timed(generate("a.h5")), timed(generate("b.h5"))
     return {"generate, no cache": N_JETS / cold, "generate, truth cached": N_JETS / warm}, folder / "a.h5"
+
+
+def read_all(path: Path) -> None:
+    """Read a file with tracks as every stage does, chunk by chunk."""
+    card = DataCard(name="bench", role="simulation", region="any", files=(str(path),))
+    for _ in read_dataset(card, [path], Wanted()):
+        continue
 
 
 def tagging(jets: Jets) -> dict[str, float]:
@@ -65,13 +80,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rates, path = generation(Path(name))
         jets = read_jets(path, "bench")
-        rates["read"] = len(jets) / timed(lambda: read_jets(path, "bench"))
+        many = Path(name) / "many.h5"
+        read = tile(path, many, READ_COPIES)
+        begin = time.process_time()
+        read_all(many)
+        rates["read, per CPU-second"] = read / (time.process_time() - begin)
         rates |= tagging(jets)
     for label, rate in rates.items():
         print(f"{label:<24}{rate:>12.0f} jets/s")
     print(json.dumps({label: round(rate, 1) for label, rate in rates.items()}))
     likelihood.main([])
     tagger.main([])
+    scale.main(int(os.environ.get("SELFCAL_BENCH_JETS", scale.JETS)))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,10 @@ def run_stage(folder: Path, stage: str) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss / 2**20
 
 
-def main(jets: int = 10_000_000) -> None:
+JETS = 10_000_000
+
+
+def main(jets: int = JETS) -> None:
     """Print seconds, jets per second and peak memory of every stage; the same as one line of JSON."""
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,3 +206,18 @@ def test_chunks_make_up_the_whole(tmp_path: Path, jets: Jets, chunk_jets: int) -
         np.testing.assert_array_equal(joined, getattr(whole, name), err_msg=name)
     np.testing.assert_array_equal(whole.row, np.flatnonzero(jets.pt_gev >= 50))
     np.testing.assert_array_equal(whole.jet_index, jets.jet_index[jets.pt_gev >= 50])
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, make_jets: Callable[..., Jets]) -> None:
+    def peak(n: int) -> int:
+        path = tmp_path / f"{n}.h5"
+        write_jets(path, make_jets(3, jets=n), labels=True)
+        tracemalloc.start()
+        for _ in read_dataset(card(), [path], Wanted(), chunk_jets=2000):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(4_000)  # what is loaded once
+    assert peak(32_000) < 1.1 * peak(8_000)
