@@ -110,6 +110,8 @@ def _ellipses(axes: Axes, posterior: Posterior, covariance: NDArray[np.float64],
 def _labels(axes: Axes, posterior: Posterior, place: tuple[int, int, int], names: tuple[int, int]) -> None:
     row, column, n = place
     axes.locator_params(nbins=3)
+    # A power of ten beside an axis would lie on its neighbour.
+    axes.ticklabel_format(style="plain", useOffset=False)
     axes.tick_params(labelsize=7.5, length=3)
     if row == n - 1:
         axes.set_xlabel(_label(posterior, names[0]), fontsize=8.5, loc="center")
