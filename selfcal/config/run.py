@@ -287,7 +287,9 @@ class InferenceConfig(Configured):
     of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the generator may be
     wrong by. ``points`` is the number of detectors simulated for the emulator, ``jets_per_region`` the
     largest number of simulated jets of a region used for it. ``chain_check`` compares the posterior with a
-    Markov chain where emcee is installed.
+    Markov chain where emcee is installed. ``map_prior_scale`` multiplies the prior widths of the maps
+    (``calibration.map.displacement_scale``, ``calibration.composition.map_scale``): once the detector is
+    corrected, the map has only the remainder to explain.
     """
 
     enabled: bool = False
@@ -298,6 +300,7 @@ class InferenceConfig(Configured):
     modelling_error: Annotated[float, Field(ge=0)] = 0.02
     multiplicity_error: Annotated[float, Field(ge=0)] = 0.03
     chain_check: bool = True
+    map_prior_scale: Annotated[float, Field(gt=0, le=1)] = 1 / 3
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -400,6 +403,21 @@ class RunConfig(Configured):
     def joint_training(self) -> bool:
         """Whether the tagger is trained together with its calibration: never where its scores are given."""
         return self.calibration.joint.enabled and self.tagger.kind != "scores"
+
+    @property
+    def calibration_in_use(self) -> CalibrationConfig:
+        """``calibration``, with the narrower priors of the maps where the detector is inferred."""
+        if not self.inference.enabled:
+            return self.calibration
+        scale, wide = self.inference.map_prior_scale, self.calibration
+        maps = {"displacement_scale": scale * wide.map.displacement_scale}
+        composition = {"map_scale": scale * wide.composition.map_scale}
+        return wide.model_copy(
+            update={
+                "map": wide.map.model_copy(update=maps),
+                "composition": wide.composition.model_copy(update=composition),
+            }
+        )
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

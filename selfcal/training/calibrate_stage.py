@@ -64,7 +64,7 @@ def run_calibrate(context: RunContext) -> list[Path]:
         scorer = scorer_of(bundle)
     written += score_datasets(context, scorer, correction, directions)
     calibration = derive_calibration(context, regions)
-    written += save_calibration(calibration, context.config.calibration.map, results / "map")
+    written += save_calibration(calibration, context.config.calibration_in_use.map, results / "map")
     write_json(results / "composition_fitted.json", composition_table(calibration))
     derived = [control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions]
     displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
@@ -94,7 +94,7 @@ def final_tagger(
 
 def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibration:
     """Step 4, in a folder named by everything that decides its numbers."""
-    config = context.config.calibration
+    config = context.config.calibration_in_use
     simulation, data = (
         {region: control_scores(context, role, region, (Fold.DERIVE,)) for region in regions}
         for role in ("simulation", "data")

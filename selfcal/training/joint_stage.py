@@ -50,7 +50,7 @@ def run_joint_training(
     frame = ScoreFrame.from_jets(concatenate(list(scores["simulation"].values())))
     samples = {role: build_sample(scores[role], regions, frame) for role in scores}
     prior = composition_prior(context, regions, simulated_fractions(samples["simulation"], len(regions)))
-    calibration = config.calibration
+    calibration = config.calibration_in_use
     start_tracker = context.progress("composition before joint training", calibration.composition.steps)
     start = fit_composition(
         samples["simulation"],

@@ -122,6 +122,22 @@ def test_without_inference_there_is_no_stage_and_nothing_changes(folder):
     assert names.index("train") < names.index("infer") < names.index("calibrate")
 
 
+def test_the_map_explains_only_the_remainder(folder):
+    """Priors of the maps are narrower where the detector is inferred; nothing else of them changes."""
+    plain, inferred = (context_of(folder, enabled).config for enabled in (False, True))
+    assert plain.calibration_in_use == plain.calibration
+    used, wide = inferred.calibration_in_use, inferred.calibration
+    assert used.map.displacement_scale == pytest.approx(wide.map.displacement_scale / 3)
+    assert used.composition.map_scale == pytest.approx(wide.composition.map_scale / 3)
+    restored = used.model_copy(
+        update={
+            "map": used.map.model_copy(update={"displacement_scale": wide.map.displacement_scale}),
+            "composition": used.composition.model_copy(update={"map_scale": wide.composition.map_scale}),
+        }
+    )
+    assert restored == wide
+
+
 def test_given_scores_cannot_be_corrected(folder):
     path = folder / "given.yaml"
     path.write_text(SETTINGS.replace("ENABLED", "true") + "tagger: {kind: scores}\n")
