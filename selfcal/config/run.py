@@ -312,7 +312,7 @@ class InferenceConfig(Configured):
 class FitConfig(Configured):
     """Templates, likelihood and scale factors on the measure fold.
 
-    Flavours of ``free_flavours`` have a free shape in each pT bin; the shape of the others
+    Flavours of ``free_flavours`` have a free shape in each bin of pT and |eta|; the shape of the others
     may move by the relative ``residual_width`` in each bin, beside the uncertainties of the map.
     ``extrapolation_fraction`` of the calibration's shift is the uncertainty of carrying it from
     the reference region of a flavour to another region. ``fix_reference_yield`` fixes the yield
@@ -325,9 +325,10 @@ class FitConfig(Configured):
     of the ``impacts_refitted`` strongest ones are confirmed by two fits each. The goodness of fit is also
     given as the part of ``goodness_toys`` toy experiments that fit worse (0: without toys).
 
-    With ``target_uncertainty`` neighbouring bins of ``pt_gev_edges`` are merged until the scale factor of
-    each flavour named there, at its tightest working point, is expected to reach that relative statistical
-    error. The likelihood of the scale factors at ``scanned_working_points`` is profiled (``scans.json``).
+    Scale factors are given per bin of ``pt_gev_edges`` × ``abs_eta_edges``. With ``target_uncertainty``
+    neighbouring bins of both are merged until the scale factor of each flavour named there, at its tightest
+    working point, is expected to reach that relative statistical error. The likelihood of the scale factors
+    at ``scanned_working_points`` is profiled (``scans.json``).
 
     A systematic variation whose relative shift stays below ``prune_below`` in all bins of a channel is left
     out there; ``smoothing_degree`` replaces the shifts of map models and extrapolation by polynomials of
@@ -339,7 +340,7 @@ class FitConfig(Configured):
     pt_gev_edges: tuple[Positive, ...] = (20.0, 40.0, 70.0, 250.0)
     scanned_working_points: tuple[Probability, ...] = ()
     target_uncertainty: dict[FlavourName, Probability] = {}
-    abs_eta_edges: tuple[Annotated[float, Field(ge=0)], Positive] = (0.0, 2.5)
+    abs_eta_edges: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=2)] = (0.0, 2.5)
     reference_regions: dict[FlavourName, str] = {
         "b": "ttbar_emu",
         "c": "w_charm",
@@ -437,7 +438,7 @@ class RunConfig(Configured):
                 f"'fit.pt_gev_edges' {list(fit.pt_gev_edges)} must lie within 'data.pt_gev_min' "
                 f"({data.pt_gev_min:g}) and 'data.pt_gev_max' ({data.pt_gev_max:g})"
             )
-        if fit.abs_eta_edges[1] > data.abs_eta_max:
+        if fit.abs_eta_edges[-1] > data.abs_eta_max:
             raise ValueError(
                 f"'fit.abs_eta_edges' {list(fit.abs_eta_edges)} must not exceed 'data.abs_eta_max' "
                 f"({data.abs_eta_max:g})"

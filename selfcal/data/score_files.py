@@ -84,9 +84,9 @@ def scores_of(
     return join_datasets(parts)
 
 
-def within_abs_eta(jets: ScoredJets, edges: tuple[float, float]) -> ScoredJets:
-    """The jets with ``edges[0]`` <= |eta| < ``edges[1]``."""
-    return jets.select((jets.abs_eta >= edges[0]) & (jets.abs_eta < edges[1]))
+def within_abs_eta(jets: ScoredJets, edges: Sequence[float]) -> ScoredJets:
+    """The jets between the first and the last of ``edges``."""
+    return jets.select((jets.abs_eta >= edges[0]) & (jets.abs_eta < edges[-1]))
 
 
 def control_scores(

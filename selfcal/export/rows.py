@@ -18,6 +18,9 @@ STATISTICS = "statistics"
 BLINDED = "BLINDED, expected values only: data have been replaced by the simulation. "
 """What every format says of the numbers of a blinded run, which look like those of a measurement."""
 
+FORCED = "NOT CONVERGED, the fit was forced to give numbers. "
+"""What every format says of the numbers of a fit that did not converge."""
+
 Row = Mapping[str, Any]
 
 
@@ -39,6 +42,7 @@ class ScaleFactorRows:
     ----------
     tagger, flavours : names
     blinded : whether the values are those expected from simulation
+    forced : whether they are of a fit that did not converge
     pt_gev_edges, abs_eta_edges : (P + 1,), (E + 1,)
     working_points : (W,) b efficiencies, loosest first
     discriminant_edges : (W,) lower edge of the discriminant at each working point; W + 1 bins
@@ -57,6 +61,7 @@ class ScaleFactorRows:
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.tagger = str(content["tagger"])
         self.blinded = bool(content.get("blinded", False))
+        self.forced = bool(content.get("forced", False))
         self.flavours: tuple[str, ...] = tuple(content["flavours"])
         self.pt_gev_edges = tuple(float(edge) for edge in content["pt_gev_edges"])
         self.abs_eta_edges = tuple(float(edge) for edge in content["abs_eta_edges"])
@@ -76,8 +81,8 @@ class ScaleFactorRows:
 
     @property
     def note(self) -> str:
-        """The sentence about blinding that every format begins with; empty for a measurement."""
-        return BLINDED if self.blinded else ""
+        """What every format begins with; empty for a measurement that nothing is to be said of."""
+        return (BLINDED if self.blinded else "") + (FORCED if self.forced else "")
 
     @property
     def n_pt(self) -> int:

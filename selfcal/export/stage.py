@@ -58,11 +58,12 @@ def run_export(context: RunContext) -> list[Path]:
                 f"export: {exported.format} leaves out {len(exported.not_expressed)} things, named in "
                 f"{MANIFEST}"
             )
-    write_json(folder / MANIFEST, manifest(folder, done, blinded=results.factors.blinded))
+    marks = {"blinded": results.factors.blinded, "forced": results.factors.forced}
+    write_json(folder / MANIFEST, {**manifest(folder, done), **marks})
     return [*(path for exported in done for path in exported.files), folder / MANIFEST]
 
 
-def manifest(folder: Path, done: Iterable[Exported], *, blinded: bool = False) -> dict[str, object]:
+def manifest(folder: Path, done: Iterable[Exported]) -> dict[str, object]:
     """What was written, skipped and left out, with size and SHA-256 of every file below ``folder``.
 
     The manifest itself and hidden files are left out.
@@ -76,7 +77,6 @@ def manifest(folder: Path, done: Iterable[Exported], *, blinded: bool = False) -
             files[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return {
         "schema_version": 2,
-        "blinded": blinded,
         "formats": {
             exported.format: [path.relative_to(folder).as_posix() for path in exported.files]
             for exported in done

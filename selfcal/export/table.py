@@ -23,6 +23,7 @@ HEAD = (
     "abs_eta_high",
     "status",
     "blinded",
+    "forced",
     "value",
     "total",
     "stat",
@@ -51,8 +52,7 @@ def scale_factor_table(factors: ScaleFactorRows) -> str:
             *row["abs_eta"],
         ]
         systematics = [row["syst"].get(group) for group in factors.groups]
-        numbers = [row["value"], row["total"], row["stat"], *systematics]
-        writer.writerow(
-            ["" if cell is None else cell for cell in [*place, row["status"], factors.blinded, *numbers]]
-        )
+        marks = [row["status"], factors.blinded, factors.forced]
+        cells = [*place, *marks, row["value"], row["total"], row["stat"], *systematics]
+        writer.writerow(["" if cell is None else cell for cell in cells])
     return text.getvalue()

@@ -15,7 +15,7 @@ from selfcal.data.folds import Fold
 from selfcal.data.score_files import NOMINAL, control_scores, detector_variants, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError, DataError
-from selfcal.likelihood.pt_binning import merged_pt_edges
+from selfcal.likelihood.kinematic_binning import merged_edges
 from selfcal.likelihood.shifts import independent_modes
 from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
 from selfcal.run.atomic import write_arrays
@@ -71,7 +71,9 @@ def working_point_binning(jets: ScoredJets, fit: FitConfig, tagger: TaggerConfig
     loosest_first = sorted(fit.working_points, reverse=True)
     d_b = discriminant_b(b_jets.log_probability, tagger.charm_fraction, tagger.tau_fraction)
     edges = thresholds(d_b, b_jets.weight, loosest_first)
-    return Binning(fit.pt_gev_edges, tuple(float(edge) for edge in edges), tuple(loosest_first))
+    return Binning(
+        fit.pt_gev_edges, tuple(float(edge) for edge in edges), tuple(loosest_first), fit.abs_eta_edges
+    )
 
 
 def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
@@ -98,7 +100,7 @@ def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
 
 
 def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold:
-    """The same jets in pT bins merged until ``target_uncertainty`` is expected.
+    """The same jets in pT and |eta| bins merged until ``target_uncertainty`` is expected.
 
     The jets of a flavour in its reference region are the simulation's, scaled to the number of jets in data.
 
@@ -122,9 +124,13 @@ def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold
         counts, _ = count_by_flavour(simulation, fold.discriminant(simulation), fold.binning)
         scale = fold.data[region].weight.sum() / simulation.weight.sum()
         own = counts[FLAVOURS.index(flavour)] * scale
-        jets[flavour], passing[flavour] = own.sum(axis=1), own[:, -1]
-    edges = merged_pt_edges(fold.binning.pt_gev_edges, jets, passing, target)
-    return replace(fold, binning=replace(fold.binning, pt_gev_edges=edges))
+        grid = own.reshape(fold.binning.n_pt, fold.binning.n_eta, -1)
+        jets[flavour], passing[flavour] = grid.sum(axis=2), grid[:, :, -1]
+    pt_gev_edges, abs_eta_edges = merged_edges(
+        fold.binning.pt_gev_edges, fold.binning.abs_eta_edges, jets, passing, target
+    )
+    binning = replace(fold.binning, pt_gev_edges=pt_gev_edges, abs_eta_edges=abs_eta_edges)
+    return replace(fold, binning=binning)
 
 
 def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
@@ -150,7 +156,10 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
     replicas = [
         [counts(calibration.apply(jets, maps))[0] for jets in simulation] for maps in calibration.replicas
     ]
-    data = [fold.binning.count(jets.pt_gev, fold.discriminant(jets), jets.weight) for jets in observed]
+    data = [
+        fold.binning.count(jets.pt_gev, jets.abs_eta, fold.discriminant(jets), jets.weight)
+        for jets in observed
+    ]
     moved = np.stack([total for total, _ in calibrated])
     modes: Iterable[NDArray[np.float64]] = ()
     if detector:

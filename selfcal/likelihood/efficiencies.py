@@ -25,10 +25,10 @@ from selfcal.likelihood.templates import Binning, Templates
 
 @dataclass(frozen=True)
 class Row:
-    """One scale factor: a working point (``bin`` None) or a continuous bin, in one pT bin."""
+    """One scale factor: a working point (``bin`` None) or a continuous bin, in one kinematic bin."""
 
     flavour: str
-    pt_bin: int
+    kinematic_bin: int
     working_point: float | None
     bin: int | None
     passing: tuple[int, ...]
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class EfficiencyRatios:
-    """S scale factors with a value, of N shapes (flavour and pT bin) with K discriminant bins each.
+    """S scale factors with a value, of N shapes (flavour and kinematic bin) with K discriminant bins each.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) 
     keys = [
         (f, p)
         for f in range(len(layout.flavours))
-        for p in range(layout.binning.n_pt)
+        for p in range(layout.binning.n_kinematic)
         if layout.status(f, p) != "unmeasured"
     ]
     slot = {(layout.flavours[f], p): i for i, (f, p) in enumerate(keys)}
@@ -126,7 +126,7 @@ def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) 
         model,
         rows,
         np.array(measured, dtype=np.int64),
-        torch.tensor([slot[rows[i].flavour, rows[i].pt_bin] for i in measured], dtype=torch.long),
+        torch.tensor([slot[rows[i].flavour, rows[i].kinematic_bin] for i in measured], dtype=torch.long),
         passing,
         stacked(0, torch.long),
         stacked(1, torch.float64),
@@ -137,14 +137,14 @@ def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) 
 
 
 def make_rows(templates: Templates, layout: Layout) -> tuple[Row, ...]:
-    """Rows of all flavours and pT bins: working points loosest first, then the continuous bins.
+    """Rows of all flavours and kinematic bins: working points loosest first, then the continuous bins.
 
     A row without simulated jets, before or after calibration, in its bins is ``unmeasured``.
     """
     binning, rows = layout.binning, []
     for f, flavour in enumerate(layout.flavours):
         region = int(layout.reference[f])
-        for p in range(binning.n_pt):
+        for p in range(binning.n_kinematic):
             for wanted in _selections(binning):
                 working_point, k, passing = wanted
                 status = layout.status(f, p)

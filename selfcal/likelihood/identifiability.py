@@ -119,7 +119,7 @@ def describe(name: str, binning: Binning | None = None) -> str:
         if match:
             parts = match.groupdict()
             if "p" in parts:
-                parts["p"] = _pt_in_words(int(parts["p"]), binning)
+                parts["p"] = _kinematics_in_words(int(parts["p"]), binning)
             return words.format(**parts)
     return name
 
@@ -133,11 +133,9 @@ _WORDS: dict[str, str] = {
 }
 
 
-def _pt_in_words(index: int, binning: Binning | None) -> str:
-    if binning is None or index >= binning.n_pt:
-        return f"pT bin {index}"
-    low, high = binning.pt_gev_edges[index : index + 2]
-    return f"pT {low:g}–{high:g} GeV"
+def _kinematics_in_words(index: int, binning: Binning | None) -> str:
+    known = binning is not None and index < binning.n_kinematic
+    return binning.words(index) if binning is not None and known else f"kinematic bin {index}"
 
 
 class _Words:

@@ -21,14 +21,14 @@ FLOOR_ENTRIES = 0.1
 
 @dataclass(frozen=True)
 class Layout:
-    """R regions, F flavours, P pT bins, K discriminant bins of one fit.
+    """R regions, F flavours, P kinematic bins, K discriminant bins of one fit.
 
     Attributes
     ----------
     active : (R, P) whether the channel has data and is fitted
     reference : (F,) index of the region in which each flavour's scale factor is quoted, -1: none
     own_region : (F,) whether that is the flavour's configured reference region
-    free : (F, P) whether the flavour's shape is free in that pT bin
+    free : (F, P) whether the flavour's shape is free in that kinematic bin
     yields : (R, F) prior central value of the number of jets
     shape : (R, F, P, K) calibrated templates, each (r, f) summing to one over the active channels
     relative_error : (R, F, P, K) statistical error of ``shape`` relative to it
@@ -45,22 +45,22 @@ class Layout:
     shape: NDArray[np.float64]
     relative_error: NDArray[np.float64]
 
-    def channel(self, region: int, pt_bin: int) -> str:
+    def channel(self, region: int, kinematic_bin: int) -> str:
         """Name of a channel in the workspace."""
-        return f"{self.regions[region]}_pt{pt_bin}"
+        return f"{self.regions[region]}_{self.binning.name(kinematic_bin)}"
 
-    def has(self, region: int, flavour: int, pt_bin: int) -> bool:
+    def has(self, region: int, flavour: int, kinematic_bin: int) -> bool:
         """Whether a flavour is expected in a channel."""
         return bool(
-            self.active[region, pt_bin]
+            self.active[region, kinematic_bin]
             and self.yields[region, flavour] > 0
-            and self.shape[region, flavour, pt_bin].sum() > 0
+            and self.shape[region, flavour, kinematic_bin].sum() > 0
         )
 
-    def status(self, flavour: int, pt_bin: int) -> Status:
-        """Whether the data of a reference region determine this flavour in this pT bin."""
+    def status(self, flavour: int, kinematic_bin: int) -> Status:
+        """Whether the data of a reference region determine this flavour in this kinematic bin."""
         region = int(self.reference[flavour])
-        if region < 0 or not self.has(region, flavour, pt_bin):
+        if region < 0 or not self.has(region, flavour, kinematic_bin):
             return "unmeasured"
         return "measured" if self.own_region[flavour] else "extrapolated"
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from selfcal.config.run import FitConfig
 from selfcal.likelihood.efficiencies import EfficiencyRatios, Row, efficiency_ratios
 from selfcal.likelihood.eigenvariations import reduce_covariance, round_trip_error
 from selfcal.likelihood.fit import FitResult
@@ -141,9 +140,12 @@ def eigenvariations(factors: ScaleFactors) -> dict[str, dict[str, Any]]:
 
 
 def as_json(
-    factors: ScaleFactors, layout: Layout, config: FitConfig, tagger: str, blinded: bool = False
+    factors: ScaleFactors, layout: Layout, tagger: str, *, blinded: bool = False, forced: bool = False
 ) -> dict[str, Any]:
-    """The content of ``scale_factors.json``; rows without measurement have null values."""
+    """The content of ``scale_factors.json``; rows without measurement have null values.
+
+    ``blinded``: the values are those expected from simulation; ``forced``: of a fit that did not converge.
+    """
     binning = layout.binning
     place = {int(row): i for i, row in enumerate(factors.measured)}
     sigma = {name: np.sqrt(np.diag(part)) for name, part in factors.group_covariance.items()}
@@ -158,8 +160,8 @@ def as_json(
                 "kind": row.kind,
                 "working_point": row.working_point,
                 "bin": row.bin,
-                "pt_gev": list(binning.pt_gev_edges[row.pt_bin : row.pt_bin + 2]),
-                "abs_eta": list(config.abs_eta_edges),
+                "pt_gev": list(binning.pt_gev_range(row.kinematic_bin)),
+                "abs_eta": list(binning.abs_eta_range(row.kinematic_bin)),
                 "value": float(factors.value[i]) if known else None,
                 "stat": float(sigma[STATISTICS][i]) if known else None,
                 "syst": {g: float(s[i]) for g, s in sigma.items() if g != STATISTICS} if known else {},
@@ -175,9 +177,10 @@ def as_json(
         "schema_version": 1,
         "tagger": tagger,
         "blinded": blinded,
+        "forced": forced,
         "flavours": list(layout.flavours),
         "pt_gev_edges": list(binning.pt_gev_edges),
-        "abs_eta_edges": list(config.abs_eta_edges),
+        "abs_eta_edges": list(binning.abs_eta_edges),
         "working_points": list(binning.working_points),
         "discriminant_edges": list(binning.discriminant_edges),
         "rows": rows,

@@ -90,7 +90,13 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     fold = measure_fold(context, calibration.regions)
     measured = measure(build_templates(fold, calibration), config.fit, config.seed, blind=blind)
     confirmation = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
-    factors = as_json(measured.factors, measured.layout, config.fit, config.tagger.name, blind)
+    factors = as_json(
+        measured.factors,
+        measured.layout,
+        config.tagger.name,
+        blinded=blind,
+        forced=not measured.result.certificate["converged"],
+    )
     contents: dict[str, Any] = {
         "workspace.json": measured.workspace,
         "fit.json": {
@@ -224,7 +230,7 @@ def postfit_yields(measured: Measurement) -> list[dict[str, Any]]:
         yields.setdefault((cell.channel, flavour), [0.0] * layout.binning.n_bins)[cell.bin] += float(rate)
     channels = []
     for r, region in enumerate(layout.regions):
-        for p in range(layout.binning.n_pt):
+        for p in range(layout.binning.n_kinematic):
             name = layout.channel(r, p)
             if name not in model.channels:
                 continue
@@ -234,7 +240,8 @@ def postfit_yields(measured: Measurement) -> list[dict[str, Any]]:
                 {
                     "name": name,
                     "region": region,
-                    "pt_gev": list(layout.binning.pt_gev_edges[p : p + 2]),
+                    "pt_gev": list(layout.binning.pt_gev_range(p)),
+                    "abs_eta": list(layout.binning.abs_eta_range(p)),
                     "data": model.observed[bins].tolist(),
                     "total": expected[bins].tolist(),
                     "total_uncertainty": error[bins].tolist(),

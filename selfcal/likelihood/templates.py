@@ -1,4 +1,4 @@
-"""Templates: counts of jets in pseudo-continuous discriminant bins, per region, pT and flavour."""
+"""Templates: counts of jets in pseudo-continuous discriminant bins, per region, pT, |eta| and flavour."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from selfcal.run.atomic import read_json
 
 @dataclass(frozen=True)
 class Binning:
-    """pT bins and pseudo-continuous bins of a discriminant.
+    """Kinematic bins (pT × |eta|) and pseudo-continuous bins of a discriminant.
 
+    The P kinematic bins are counted with |eta| running fastest: bin p is pT bin p // E and |eta| bin p % E.
     ``discriminant_edges`` are the inner edges (K - 1,), from the loosest working
     point to the tightest; bin 0 fails all working points, bin K - 1 passes all.
     ``working_points`` (K - 1,) are the efficiencies in the same order (loosest,
@@ -29,33 +30,77 @@ class Binning:
     pt_gev_edges: tuple[float, ...]
     discriminant_edges: tuple[float, ...]
     working_points: tuple[float, ...]
+    abs_eta_edges: tuple[float, ...] = (0.0, 2.5)
 
     @property
     def n_pt(self) -> int:
+        """Number of pT bins."""
         return len(self.pt_gev_edges) - 1
 
     @property
+    def n_eta(self) -> int:
+        """Number of |eta| bins, E."""
+        return len(self.abs_eta_edges) - 1
+
+    @property
+    def n_kinematic(self) -> int:
+        """Number of kinematic bins, P."""
+        return self.n_pt * self.n_eta
+
+    @property
     def n_bins(self) -> int:
+        """Number of discriminant bins, K."""
         return len(self.discriminant_edges) + 1
+
+    def pt_gev_range(self, kinematic_bin: int) -> tuple[float, float]:
+        """pT edges of a kinematic bin."""
+        low, high = self.pt_gev_edges[kinematic_bin // self.n_eta :][:2]
+        return low, high
+
+    def abs_eta_range(self, kinematic_bin: int) -> tuple[float, float]:
+        """|eta| edges of a kinematic bin."""
+        low, high = self.abs_eta_edges[kinematic_bin % self.n_eta :][:2]
+        return low, high
+
+    def name(self, kinematic_bin: int) -> str:
+        """``pt1``, or ``pt1_eta0`` where there is more than one |eta| bin."""
+        pt_bin, eta_bin = divmod(kinematic_bin, self.n_eta)
+        return f"pt{pt_bin}" if self.n_eta == 1 else f"pt{pt_bin}_eta{eta_bin}"
+
+    def words(self, kinematic_bin: int) -> str:
+        """``pT 20–40 GeV``, with ``|η| 0–1.2`` where there is more than one |eta| bin."""
+        low, high = self.pt_gev_range(kinematic_bin)
+        pt = f"pT {low:g}–{high:g} GeV"
+        low, high = self.abs_eta_range(kinematic_bin)
+        return pt if self.n_eta == 1 else f"{pt}, |η| {low:g}–{high:g}"
+
+    def kinematic_bins(
+        self, pt_gev: NDArray[np.float64], abs_eta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Kinematic bin of every jet, and whether the jet is in any."""
+        pt_bin = np.digitize(pt_gev, self.pt_gev_edges) - 1
+        eta_bin = np.digitize(abs_eta, self.abs_eta_edges) - 1
+        inside = (pt_bin >= 0) & (pt_bin < self.n_pt) & (eta_bin >= 0) & (eta_bin < self.n_eta)
+        return np.asarray(pt_bin * self.n_eta + eta_bin, dtype=np.int64), inside
 
     def count(
         self,
         pt_gev: NDArray[np.float64],
+        abs_eta: NDArray[np.float64],
         discriminant: NDArray[np.float64],
         weight: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """Sum of weights in each bin, (P, K). Jets outside the pT range are not counted."""
-        pt_bin = np.digitize(pt_gev, self.pt_gev_edges) - 1
-        inside = (pt_bin >= 0) & (pt_bin < self.n_pt)
+        """Sum of weights in each bin, (P, K). Jets outside the pT or |eta| range are not counted."""
+        kinematic_bin, inside = self.kinematic_bins(pt_gev, abs_eta)
         bin_index = np.digitize(discriminant, self.discriminant_edges)
-        flat = pt_bin[inside] * self.n_bins + bin_index[inside]
-        counts = np.bincount(flat, weights=weight[inside], minlength=self.n_pt * self.n_bins)
-        return np.asarray(counts, dtype=np.float64).reshape(self.n_pt, self.n_bins)
+        flat = kinematic_bin[inside] * self.n_bins + bin_index[inside]
+        counts = np.bincount(flat, weights=weight[inside], minlength=self.n_kinematic * self.n_bins)
+        return np.asarray(counts, dtype=np.float64).reshape(self.n_kinematic, self.n_bins)
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Everything the likelihood needs; R regions, F flavours, P pT bins, K bins.
+    """Everything the likelihood needs; R regions, F flavours, P kinematic bins, K bins.
 
     Attributes
     ----------
@@ -142,7 +187,7 @@ def count_by_flavour(
     total, variance = [], []
     for index in range(len(FLAVOURS)):
         chosen = jets.flavour == index
-        args = (jets.pt_gev[chosen], discriminant[chosen])
+        args = (jets.pt_gev[chosen], jets.abs_eta[chosen], discriminant[chosen])
         total.append(binning.count(*args, jets.weight[chosen]))
         variance.append(binning.count(*args, jets.weight[chosen] ** 2))
     return np.stack(total), np.stack(variance)

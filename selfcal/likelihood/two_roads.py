@@ -107,7 +107,7 @@ def _ratios(
     result = []
     for row in rows:
         f = layout.flavours.index(row.flavour)
-        place = (int(layout.reference[f]), f, row.pt_bin)
+        place = (int(layout.reference[f]), f, row.kinematic_bin)
         chosen = list(row.passing)
         after, before = (part[place][chosen].sum() / part[place].sum() for part in (varied, nominal))
         result.append(after / before)
@@ -127,7 +127,8 @@ def difference_covariance(
     independent = eta_at_fit.numpy() - eta_at_map
     covariance = factors.group_covariance[STATISTICS] + prior @ prior.T + independent @ independent.T
     rows = [factors.rows[i] for i in factors.measured]
-    free = np.array([layout.free[layout.flavours.index(row.flavour), row.pt_bin] for row in rows], dtype=bool)
+    places = [(layout.flavours.index(row.flavour), row.kinematic_bin) for row in rows]
+    free = np.array([layout.free[place] for place in places], dtype=bool)
     own = sum(of_map.group_covariance[name] for name in ("map", "map_model", "detector"))
     return np.asarray(covariance + own * np.outer(free, free))
 

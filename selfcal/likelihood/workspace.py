@@ -1,6 +1,6 @@
 """The pyhf workspace of the scale-factor fit.
 
-For region r, flavour f, pT bin p and discriminant bin k,
+For region r, flavour f, kinematic bin p (pT × |eta|) and discriminant bin k,
 
     ν_rpk = μ_rp Σ_f N_rf κ_rf κ_rfp t_rfpk ρ_fpk Π_j (1 + Δ_rfpk,j(α_j)) γ_rpk
 
@@ -40,7 +40,7 @@ def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> 
     shifts, rest, _ = treated_shifts(templates, layout, config)
     channels, observations = [], []
     for r in range(len(layout.regions)):
-        for p in range(layout.binning.n_pt):
+        for p in range(layout.binning.n_kinematic):
             if not layout.active[r, p]:
                 continue
             samples = []
@@ -100,7 +100,7 @@ def template_shifts(
     rests: list[NDArray[np.float64]] = []
     for f, flavour in enumerate(layout.flavours):
         own: Shifts = []
-        rest = np.zeros((layout.binning.n_pt, layout.binning.n_bins))
+        rest = np.zeros((layout.binning.n_kinematic, layout.binning.n_bins))
         bound = ~layout.free[f]
         corrected, calibrated = templates.before_map[:, f], templates.calibrated[:, f]
         reference = int(layout.reference[f])
@@ -185,9 +185,9 @@ def _samples(
     return samples
 
 
-def is_anchor(layout: Layout, region: int, pt_bin: int) -> bool:
+def is_anchor(layout: Layout, region: int, kinematic_bin: int) -> bool:
     """Whether a flavour with free shape is measured in this channel: its yield is then not free as well."""
-    return bool(np.any(layout.free[:, pt_bin] & (layout.reference == region)))
+    return bool(np.any(layout.free[:, kinematic_bin] & (layout.reference == region)))
 
 
 def _scale(name: str, width: float) -> dict[str, Any]:

@@ -137,6 +137,11 @@ def _warnings(scale_factors: ScaleFactors) -> list[str]:
             "Blinded: all values are those expected when data are the simulation, with the uncertainty to be "
             "expected; fit.unblind: true shows the results of the data."
         )
+    if scale_factors.forced:
+        sentences.append(
+            "Forced: the fit did not converge, and its numbers are given because of fit.force; "
+            "they are no measurement."
+        )
     for status, meaning in texts.items():
         rows = [row for row in scale_factors.rows if row.status == status]
         if rows:

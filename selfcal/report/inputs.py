@@ -90,6 +90,7 @@ class ScaleFactorRow(Content):
 class ScaleFactors(Content):
     tagger: str
     blinded: bool = False
+    forced: bool = False
     flavours: list[str]
     working_points: list[float]
     rows: list[ScaleFactorRow]

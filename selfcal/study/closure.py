@@ -98,7 +98,10 @@ def run_closure(context: RunContext) -> list[Path]:
         return [results / "composition.json"]
     factors = read_json(results / "scale_factors.json")
     binning = Binning(
-        tuple(factors["pt_gev_edges"]), tuple(factors["discriminant_edges"]), tuple(factors["working_points"])
+        tuple(factors["pt_gev_edges"]),
+        tuple(factors["discriminant_edges"]),
+        tuple(factors["working_points"]),
+        tuple(factors["abs_eta_edges"]),
     )
     truth = fill_truth(context, factors, binning)
     write_json(results / "scale_factors.json", factors)
@@ -131,13 +134,14 @@ def fill_truth(context: RunContext, factors: dict[str, Any], binning: Binning) -
         if data is None:
             continue
         samples = (data, nominal_efficiency_jets(context, region))
-        for low, high in zip(binning.pt_gev_edges[:-1], binning.pt_gev_edges[1:], strict=True):
-            where = [i for i, r in enumerate(rows) if r["flavour"] == flavour and r["pt_gev"] == [low, high]]
+        places = [binning.kinematic_bins(jets.pt_gev, jets.abs_eta) for jets in samples]
+        for p in range(binning.n_kinematic):
+            kinematics = {"pt_gev": list(binning.pt_gev_range(p)), "abs_eta": list(binning.abs_eta_range(p))}
+            here = {"flavour": flavour, **kinematics}
+            where = [i for i, r in enumerate(rows) if all(r[key] == value for key, value in here.items())]
             parts = [
-                jets.select(
-                    (jets.flavour == FLAVOURS.index(flavour)) & (jets.pt_gev >= low) & (jets.pt_gev < high)
-                )
-                for jets in samples
+                jets.select((jets.flavour == FLAVOURS.index(flavour)) & inside & (kinematic_bin == p))
+                for jets, (kinematic_bin, inside) in zip(samples, places, strict=True)
             ]
             if not where or not all(len(part) for part in parts):
                 continue

@@ -53,9 +53,10 @@ def test_every_format_takes_a_flavour_that_nobody_measured(context, fitted, with
         assert np.isnan(file["SelfCal/AntiKt4/FixedCutBEff_77/T/default_SF/result"].values()).all()
 
 
-@pytest.mark.parametrize("blinded", [True, False])
-def test_every_format_says_that_a_run_is_blinded(context, fitted, content, blinded) -> None:
-    write_json(fitted / "scale_factors.json", {**content, "blinded": blinded})
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize(("key", "word"), [("blinded", "BLINDED"), ("forced", "NOT CONVERGED")])
+def test_every_format_says_blinded_or_forced(context, fitted, content, key, word, marked) -> None:
+    write_json(fitted / "scale_factors.json", {**content, key: marked})
     run_export(context)
     texts = [
         correctionlib.CorrectionSet.from_file(str(fitted / "correctionlib.json"))["SelfCal_comb"].description,
@@ -64,10 +65,10 @@ def test_every_format_says_that_a_run_is_blinded(context, fitted, content, blind
     ]
     with uproot.open(fitted / "cdi/scale_factors.root") as file:
         texts.append(file["SelfCal/AntiKt4/FixedCutBEff_77/B/default_SF/result"].title)
-    assert ["BLINDED" in text for text in texts] == [blinded] * 4
+    assert [word in text for text in texts] == [marked] * 4
     with open(fitted / "scale_factors.csv", newline="") as handle:
-        assert {line["blinded"] for line in csv.DictReader(handle)} == {str(blinded)}
-    assert read_json(fitted / "manifest.json")["blinded"] is blinded
+        assert {line[key] for line in csv.DictReader(handle)} == {str(marked)}
+    assert read_json(fitted / "manifest.json")[key] is marked
 
 
 def test_a_second_export_leaves_no_file_of_the_first_behind(context, fitted) -> None:

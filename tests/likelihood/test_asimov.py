@@ -79,4 +79,4 @@ def test_the_files_say_whether_they_are_blinded(small_world) -> None:
     for blind in (False, True):
         measured = measure(small_world.templates, CONFIG, blind=blind)
         assert fit_json(measured, {})["blinded"] is blind
-        assert as_json(measured.factors, measured.layout, CONFIG, "T", blind)["blinded"] is blind
+        assert as_json(measured.factors, measured.layout, "T", blinded=blind)["blinded"] is blind

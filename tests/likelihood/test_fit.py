@@ -72,8 +72,8 @@ def test_asimov_data_give_back_the_calibration(asimov_world) -> None:
         entry = measured.factors.rows[row]
         f = measured.layout.flavours.index(entry.flavour)
         chosen = list(entry.passing)
-        truth = asimov_world.true_efficiency[f, entry.pt_bin, chosen].sum()
-        nominal = asimov_world.nominal_efficiency[f, entry.pt_bin, chosen].sum()
+        truth = asimov_world.true_efficiency[f, entry.kinematic_bin, chosen].sum()
+        nominal = asimov_world.nominal_efficiency[f, entry.kinematic_bin, chosen].sum()
         assert measured.factors.value[i] == pytest.approx(truth / nominal, rel=1e-4)
 
 

@@ -20,7 +20,7 @@ from selfcal.likelihood.stage import fit_json, measure
 def content(random_world):
     config = FitConfig(free_flavours=("b",))
     measured = measure(random_world.templates, config)
-    return as_json(measured.factors, measured.layout, config, "SelfCal")
+    return as_json(measured.factors, measured.layout, "SelfCal")
 
 
 def test_shapes_sum_to_one_and_working_points_are_sums_of_bins(content) -> None:
@@ -90,7 +90,7 @@ def test_a_flavour_without_simulation_or_data_is_unmeasured_never_a_number(rando
     nominal = templates.nominal.copy()
     nominal[2, 2, 0, 4] = 0
     measured = measure(replace(templates, data=data, nominal=nominal), FitConfig(free_flavours=("b",)))
-    rows = as_json(measured.factors, measured.layout, FitConfig(free_flavours=("b",)), "SelfCal")["rows"]
+    rows = as_json(measured.factors, measured.layout, "SelfCal")["rows"]
     for row in rows:
         tau_hidden = row["flavour"] == "tau" and row["pt_gev"][0] == 70
         bin_hidden = (
@@ -116,7 +116,7 @@ def test_a_flavour_without_its_region_is_extrapolated_with_a_larger_uncertainty(
     fewer["composition_relative_uncertainty"] = templates.composition_relative_uncertainty[:3]
     without = replace(templates, regions=templates.regions[:3], replicas=templates.replicas[:, :3], **fewer)
     measured = measure(without, FitConfig(free_flavours=("b",)))
-    rows = as_json(measured.factors, measured.layout, FitConfig(free_flavours=("b",)), "SelfCal")["rows"]
+    rows = as_json(measured.factors, measured.layout, "SelfCal")["rows"]
     status = {row["status"] for row in rows if row["flavour"] == "tau"}
     assert "extrapolated" in status
     assert "measured" not in status
@@ -132,7 +132,11 @@ def test_templates_with_undefined_values_are_refused(random_world) -> None:
 
 def test_every_constrained_parameter_belongs_to_a_named_group(random_world) -> None:
     templates = random_world.templates
-    with_model = replace(templates, variations={"stiff": 1.1 * templates.calibrated})
+    with_model = replace(
+        templates,
+        variations={"stiff": 1.1 * templates.calibrated},
+        detector={"0": 1.1 * templates.calibrated},
+    )
     measured = measure(with_model, FitConfig(free_flavours=("b",)))
     groups = {group_of(p.name) for p in measured.model.parameters if p.width is not None}
     assert groups == set(measured.factors.group_covariance) - {"statistics"}
@@ -200,7 +204,7 @@ def test_scale_factors_cover_the_truth_with_displaced_composition_priors(make_wo
             entry = factors.rows[row]
             if entry.kind == "working_point" and factors.expected_passing[i] >= 25:
                 f = measured.layout.flavours.index(entry.flavour)
-                passing = (f, entry.pt_bin, list(entry.passing))
+                passing = (f, entry.kinematic_bin, list(entry.passing))
                 truth = world.true_efficiency[passing].sum() / world.nominal_efficiency[passing].sum()
                 chosen.append(i)
                 difference.append(factors.value[i] - truth)
