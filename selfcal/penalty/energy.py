@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from selfcal.penalty.contract import Penalty, PenaltySample
 
 
 def pair_distances(x: Float[Tensor, "n features"], y: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
@@ -45,3 +49,19 @@ def energy_distance(
             )
     between = (a @ pair_distances(x, y) @ b) / (a.sum() * b.sum())
     return 2.0 * between - mean_distance_within(x, a) - mean_distance_within(y, b)
+
+
+class EnergyPenalty(Penalty):
+    """:func:`energy_distance`: the default; sensitive to the bulk of the samples."""
+
+    name: ClassVar[str] = "energy"
+    signed_weights: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = True
+    leading_share: ClassVar[float | None] = 0.15
+
+    def distance(self, simulation: PenaltySample, data: PenaltySample) -> Float[Tensor, ""]:
+        return energy_distance(simulation.points, data.points, simulation.weight, data.weight)
+
+    def scale(self, data: PenaltySample) -> float:
+        """E|Y - Y'|, the expectation of n D_V for equal laws, with n = N M / (N + M)."""
+        return float(mean_distance_within(data.points, data.weight))
