@@ -87,11 +87,11 @@ def test_a_chain_agrees_with_the_laplace_posterior(inferred, monkeypatch):
 
 @pytest.mark.long
 def test_pulls_over_pseudo_experiments(make_toy_jets):
-    """Random truths from half the prior: no bias, and intervals that cover."""
+    """Random truths from the prior: no bias, and intervals that cover."""
     generator = np.random.default_rng(1)
     pulls = []
     for seed in range(12):
-        values = NOMINAL.vector() + 0.5 * prior_widths({}) * generator.normal(size=len(PARAMETERS))
+        values = NOMINAL.vector() + prior_widths({}) * generator.normal(size=len(PARAMETERS))
         theta = SmearingParameters.from_vector(values)
         posterior = infer_smearing([region(make_toy_jets, theta, seed)], CONFIG, 1).posterior
         pulls.append((posterior.mean - theta.vector()) / posterior.uncertainty)
