@@ -32,7 +32,7 @@ FRACTIONS = np.full(4, 0.25)
 
 def region(make_toy_jets, theta, seed, simulated=3000, observed=3000):
     """Data are other jets of the same law, smeared with donors and a seed of their own."""
-    simulation = make_toy_jets(simulated, seed=1, dataset="simulation")
+    simulation = make_toy_jets(simulated, seed=seed, dataset=f"simulation{seed}")
     source = make_toy_jets(observed, seed=1000 + seed, dataset=f"data{seed}")
     data = smear(source, theta, collect_donors([source], seed), seed=50 + seed)
     return RegionTracks("toy", [simulation], [data], FRACTIONS, np.full(4, 0.2))
