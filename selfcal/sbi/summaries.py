@@ -6,7 +6,9 @@ Tracks fall into categories (innermost hit and pT below or above 5 GeV; no inner
 - ``z0``: negative side of the signed z0 significance, tracks near the vertex across the beam, and tracks
   far from it both ways with negative d0, which are mostly fakes;
 
-and per pT band ``hit``: tracks without and with innermost hit; per region ``tracks``: tracks per jet.
+and per pT band ``hit``: tracks without and with innermost hit; ``d0_sign``, ``z0_sign``: tracks near the
+vertex with negative and positive d0, z0 (not signed by the jet: the sign of a common offset is seen
+nowhere else); per region ``tracks``: tracks per jet.
 Every histogram but ``tracks`` counts relative to its own sum, so that the momentum spectrum and the
 multiplicity of tracks, which belong to the generator, do not enter.
 """
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
-from selfcal.sbi.track_columns import track_columns
+from selfcal.sbi.track_columns import column, track_columns
 
 CATEGORIES = ("innermost_low_pt", "innermost_high_pt", "no_innermost")
 D0_EDGES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, np.inf])
 Z0_EDGES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 40.0, np.inf])
 NEAR = 4.0
 """Tracks count as near the vertex in one coordinate below this significance in the other."""
+CENTRE = 2.0
+"""Tracks below it in both significances count for the sign of an offset."""
 FAR_D0 = 10.0
 """Boundary between the two bins of tracks far from the vertex both ways."""
 
@@ -49,6 +53,8 @@ def _histograms() -> tuple[Histogram, ...]:
         ("d0", CATEGORIES, len(D0_EDGES) - 1, True),
         ("z0", CATEGORIES, len(Z0_EDGES) + 1, True),
         ("hit", ("low_pt", "high_pt"), 2, True),
+        ("d0_sign", ("low_pt", "high_pt"), 2, True),
+        ("z0_sign", ("low_pt", "high_pt"), 2, True),
         ("tracks", ("all",), 1, False),
     ):
         for category in categories:
@@ -136,6 +142,16 @@ def _entries(jets: Jets) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     on_z0 = (z0 < 0) & near_d0
     far = (d0 <= -NEAR) & ~near_z0
     counted = on_d0
+    centre = (np.abs(d0) < CENTRE) & (np.abs(z0) < CENTRE)
+    band = columns.high[centre].astype(np.int64)
+    signs = [
+        (
+            columns.jet[centre],
+            np.array([first[name, "low_pt"], first[name, "high_pt"]])[band]
+            + (column(jets, field)[centre] > 0),
+        )
+        for name, field in (("d0_sign", "d0"), ("z0_sign", "z0SinTheta"))
+    ]
     band_start = np.array([first["hit", "low_pt"], first["hit", "high_pt"]], dtype=np.int64)
     return [
         (columns.jet[on_d0], d0_start[category[on_d0]] + np.digitize(-d0[on_d0], D0_EDGES) - 1),
@@ -148,5 +164,6 @@ def _entries(jets: Jets) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
             columns.jet[counted],
             band_start[columns.high[counted].astype(np.int64)] + columns.innermost[counted],
         ),
+        *signs,
         (columns.jet[near_z0], np.full(int(near_z0.sum()), first["tracks", "all"], dtype=np.int64)),
     ]

@@ -27,6 +27,9 @@ def slow_counts(jets):
                 per_jet[j, start["z0", category] + sum(-z0 >= e for e in Z0_EDGES) - 1] += 1
             if d0 <= -4 and abs(z0) >= 4:
                 per_jet[j, start["z0", category] + len(Z0_EDGES) - 1 + (d0 <= -10)] += 1
+            if abs(d0) < 2 and abs(z0) < 2:
+                for name, field in (("d0_sign", "d0"), ("z0_sign", "z0SinTheta")):
+                    per_jet[j, start[name, band] + (column(jets, field)[t] > 0)] += 1
             if abs(z0) < 4:
                 per_jet[j, start["tracks", "all"]] += 1
     return per_jet
