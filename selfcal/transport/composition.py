@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from selfcal.config.run import CompositionConfig
 from selfcal.penalty.energy import energy_distance, mean_distance_within
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.conditions import CONDITIONS
+from selfcal.transport.exact_fractions import exact_fractions, mixture_distance
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.sample import Sample, simulated_fractions
@@ -115,7 +117,13 @@ def fit_composition(
     distance of region r after kinematic reweighting, n_r = N M / (N + M) of the effective sample
     sizes, E_r = E|Y - Y'| the expectation of n_r D_r when both laws are equal, and
     s = ``LEADING_SHARE``. The distance lives in the bulk, where a map cannot trade one flavour for
-    another. The average over the second half of the steps is returned.
+    another. The maps are the average over the second half of the steps; with them the fractions are
+    found without minibatches (:mod:`selfcal.transport.exact_fractions`).
+
+    Raises
+    ------
+    FitError
+        If the fractions of a region do not converge.
     """
     regions = len(prior.fractions)
     steps = config.steps if steps is None else steps
@@ -134,10 +142,13 @@ def fit_composition(
         scales.append(
             0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight))
         )
-    composition = Composition(prior.fractions if start is None else start.fractions)
     maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, config.map_scale))
     if start is not None:
         maps.load_state_dict(start.maps.state_dict())
+    # Maps that learn beside wrong fractions would make them up: both start at the fractions' minimum.
+    composition = Composition(
+        _exact(pairs, maps, prior, scales, generator) if start is None else start.fractions
+    )
     parameters = [*composition.parameters(), *maps.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.1, 1.0 - step / steps))
@@ -167,7 +178,29 @@ def fit_composition(
     with torch.no_grad():
         for mean, parameter in zip(average, parameters, strict=True):
             parameter.copy_(mean)
-    return CompositionFit(composition().detach(), maps.requires_grad_(requires_grad=False))
+    maps = maps.requires_grad_(requires_grad=False)
+    return CompositionFit(_exact(pairs, maps, prior, scales, generator), maps)
+
+
+def _exact(
+    pairs: list[tuple[Sample, Sample]],
+    maps: FlavourMaps,
+    prior: CompositionPrior,
+    scales: list[float],
+    generator: torch.Generator,
+) -> Float[Tensor, "regions flavours"]:
+    """The fractions of every region at fixed maps."""
+    rows = []
+    for region, (sim, obs) in enumerate(pairs):
+        with torch.no_grad():
+            moved = maps(sim.coordinates, sim.flavour, sim.conditions)
+        features = torch.cat([moved, CONDITION_LENGTH * sim.conditions], dim=1)
+        form = mixture_distance(
+            features, sim.flavour, sim.weight, distance_features(obs), obs.weight, generator
+        )
+        centre, width = prior.fractions[region], prior.uncertainty[region]
+        rows.append(exact_fractions(form, scales[region], centre.numpy(), width.numpy()))
+    return torch.from_numpy(np.stack(rows)).to(prior.fractions)
 
 
 def _effective(weight: Tensor) -> float:
