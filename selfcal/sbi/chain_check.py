@@ -14,7 +14,7 @@ STEPS, BURN_IN = 1500, 500
 
 
 def chain_available() -> bool:
-    """Whether emcee is installed: it is not a dependency."""
+    """Whether emcee is installed (extra ``chain``)."""
     return importlib.util.find_spec("emcee") is not None
 
 

@@ -166,4 +166,4 @@ def _say(context: RunContext, posterior: Posterior, diagnostics: dict[str, Any])
     for name in diagnostics["flagged"]:
         context.say(f"infer: not described: {name}")
     if diagnostics["chain"] is None and context.config.inference.chain_check:
-        context.say("infer: no Markov chain as a check: emcee is not installed")
+        context.say("infer: no Markov chain as a check: emcee is not installed (extra 'chain')")

@@ -76,7 +76,7 @@ def test_progress_counts_every_point_once_and_a_second_run_reads_the_files(
     assert np.array_equal(again.posterior.covariance, first.posterior.covariance)
 
 
-@pytest.mark.skipif(not chain_available(), reason="needs emcee, which is not a dependency")
+@pytest.mark.skipif(not chain_available(), reason="needs emcee (extra 'chain')")
 def test_a_chain_agrees_with_the_laplace_posterior(inferred, monkeypatch):
     monkeypatch.setattr("selfcal.sbi.chain_check.STEPS", 1000)
     found = inferred[0]
