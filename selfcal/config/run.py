@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured
 from selfcal.config.card import FlavourName
+from selfcal.config.external import ExternalPrior
 from selfcal.generate.theta import DetectorParameters
 from selfcal.sbi.parameters import PRIORS
 
@@ -330,6 +331,9 @@ class FitConfig(Configured):
     working point, is expected to reach that relative statistical error. The likelihood of the scale factors
     at ``scanned_working_points`` is profiled (``scans.json``).
 
+    ``external`` are scale factors of flavours that no region determines. ``same_sign`` names for a region the
+    control sample of the same sign whose jets are subtracted from it (see ``selfcal.likelihood.same_sign``).
+
     A systematic variation whose relative shift stays below ``prune_below`` in all bins of a channel is left
     out there; ``smoothing_degree`` replaces the shifts of map models and extrapolation by polynomials of
     that degree along the discriminant. What both changed is in ``fit.json`` (``variations``).
@@ -348,6 +352,8 @@ class FitConfig(Configured):
         "tau": "z_tautau",
     }
     free_flavours: tuple[FlavourName, ...] = ()
+    external: tuple[ExternalPrior, ...] = ()
+    same_sign: dict[str, str] = {}
     map_variance_kept: Probability = 0.99
     residual_width: dict[FlavourName, Positive] = {"b": 0.10, "c": 0.10, "light": 0.3, "tau": 0.2}
     pt_shape_width: Positive = 0.10
@@ -371,6 +377,13 @@ class FitConfig(Configured):
         unknown = sorted(set(self.scanned_working_points) - set(self.working_points))
         if unknown:
             raise ValueError(f"'scanned_working_points' {unknown} are not among 'working_points'")
+        for prior in self.external:
+            prior.numbers(len(self.working_points))
+            if prior.flavour in self.free_flavours:
+                raise ValueError(f"'{prior.flavour}' cannot be in 'free_flavours' and in 'external'")
+        used = {*self.same_sign, *self.reference_regions.values()} & set(self.same_sign.values())
+        if used or len(set(self.same_sign.values())) < len(self.same_sign):
+            raise ValueError("a control sample in 'same_sign' can serve one region and nothing else")
         return self
 
 

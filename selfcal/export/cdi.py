@@ -11,7 +11,7 @@ with <flavour> B, C, Light or T, and in every ``default_SF``
 
 ``result``       scale factor, its errors those of the data's statistics; the title says if it is blinded
 ``statistics``, ``systematics``, ``<group>``   one standard deviation, absolute
-``status``       1 measured, 2 extrapolated, 0 not measured
+``status``       1 measured, 2 extrapolated, 3 external, 0 not measured
 ``covariance``   total, over the cells of ``result``, the first axis running fastest
 
 Tag bins are counted from 0; bin k lies between the thresholds of ``cutvalue``. The matrices below
@@ -41,7 +41,7 @@ from selfcal.run.atomic import atomic_folder
 
 FILE = "scale_factors.root"
 FOLDER_OF_FLAVOUR = {"b": "B", "c": "C", "light": "Light", "tau": "T"}
-STATUS = {"unmeasured": 0.0, "measured": 1.0, "extrapolated": 2.0}
+STATUS = {"unmeasured": 0.0, "measured": 1.0, "extrapolated": 2.0, "external": 3.0}
 AXES = ("pt [GeV]", "abseta", "tag bin")
 
 Cells = NDArray[np.int64]

@@ -5,7 +5,7 @@
 ``<tagger>_shape`` (systematic, flavor, abseta, pt, discriminant) : all flavours, pseudo-continuous
 ``<tagger>_wp_values`` (working_point) : thresholds on the discriminant
 ``<tagger>_status`` (working_point, flavor, abseta, pt), ``<tagger>_shape_status`` (flavor, abseta, pt,
-discriminant) : 1 measured, 2 extrapolated, 0 no scale factor
+discriminant) : 1 measured, 2 extrapolated, 3 external, 0 none
 
 ``systematic`` is central, or ``up`` or ``down`` followed by
 
@@ -46,7 +46,8 @@ from selfcal.run.atomic import write_text
 
 INCL = ("light",)
 UNMEASURED = "not measured"
-STATUS = {"unmeasured": 0.0, "measured": 1.0, "extrapolated": 2.0}
+STATUS = {"unmeasured": 0.0, "measured": 1.0, "extrapolated": 2.0, "external": 3.0}
+STATUS_MEANING = "1 measured, 2 extrapolated, 3 external, 0 none"
 
 Leaf = Callable[[Place], Any]
 
@@ -172,7 +173,7 @@ def _status(name: str, factors: ScaleFactorRows) -> schema.Correction:
     return schema.Correction(
         name=name,
         version=1,
-        description="Whether there is a scale factor: 1 measured, 2 extrapolated, 0 none",
+        description=f"Whether there is a scale factor: {STATUS_MEANING}",
         inputs=[_working_point(), _flavor(factors.flavours), _abseta(), _pt()],
         output=_status_variable(),
         data=_by_working_point(
@@ -185,7 +186,7 @@ def _shape_status(name: str, factors: ScaleFactorRows) -> schema.Correction:
     return schema.Correction(
         name=name,
         version=1,
-        description="Whether there is a pseudo-continuous scale factor: 1 measured, 2 extrapolated, 0 none",
+        description=f"Whether there is a pseudo-continuous scale factor: {STATUS_MEANING}",
         inputs=[_flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
         output=_status_variable(),
         data=_by_discriminant(factors, lambda place: STATUS[factors.at(place)["status"]], flow=0.0),
@@ -284,4 +285,4 @@ def _weight() -> schema.Variable:
 
 
 def _status_variable() -> schema.Variable:
-    return schema.Variable(name="status", type="real", description="1 measured, 2 extrapolated, 0 none")
+    return schema.Variable(name="status", type="real", description=STATUS_MEANING)

@@ -5,7 +5,7 @@ flavour is put back to the nominal one, the relative spread of the bootstrap map
 around it is kept, and the data are replaced by the expectation. Every scale factor is then one, with the
 uncertainty to be expected. What data still decide: the number of jets of each region, which channels have
 any, and the fitted composition. The uncertainty of carrying the calibration's shift from one region to
-another scales with that shift and is therefore zero.
+another scales with that shift and is therefore zero. External scale factors stay what they are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcal.config.run import FitConfig
+from selfcal.likelihood.external import NONE, external_entries
 from selfcal.likelihood.fit import FitResult, fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.layout import make_layout
@@ -46,15 +47,17 @@ def blinded_templates(templates: Templates, config: FitConfig) -> Templates:
     """
     mean = templates.replicas.mean(axis=0)
     nominal, calibrated = templates.nominal, templates.calibrated
+    known = (external_entries(templates.binning, config) != NONE)[:, :, None]
+    base = np.where(known, calibrated, nominal)
 
     def carried(varied: NDArray[np.float64], around: NDArray[np.float64]) -> NDArray[np.float64]:
         ratio = np.divide(varied, around, out=np.ones_like(varied), where=around > 0)
-        return np.asarray(nominal * ratio)
+        return np.asarray(base * ratio)
 
     hidden = replace(
         templates,
-        calibrated=nominal,
-        calibrated_variance=templates.nominal_variance,
+        calibrated=base,
+        calibrated_variance=np.where(known, templates.calibrated_variance, templates.nominal_variance),
         corrected=None,
         detector={name: carried(varied, calibrated) for name, varied in templates.detector.items()},
         replicas=np.stack([carried(replica, mean) for replica in templates.replicas]),

@@ -4,7 +4,8 @@
     SF_fpw = Σ_{k passes w} ε_fpk / Σ_{k passes w} ε⁰_fpk
 
 The simulation's jets enter ε⁰ and the calibrated template alike, with correlation ρ = √(min/max) of the two
-variances (the smaller set of jets taken as part of the larger): the parameter ``simulation_f_p_k`` moves
+variances (the smaller set of jets taken as part of the larger; one where the template is the simulation times
+an external scale factor): the parameter ``simulation_f_p_k`` moves
 both by ρ, and a unit Gaussian η_fpk that no data constrain moves ε⁰ alone by √(1 − ρ²).
 """
 
@@ -177,6 +178,8 @@ def _shape(
     error = np.divide(np.sqrt(variance), nominal, out=np.zeros(n_bins), where=nominal > 0)
     smaller, larger = np.minimum(variance, calibrated), np.maximum(variance, calibrated)
     correlation = np.sqrt(np.divide(smaller, larger, out=np.zeros(n_bins), where=larger > 0)) * shared
+    if layout.external[f, p]:
+        correlation = shared.astype(np.float64)
     total = nominal.sum()
     efficiency = nominal / total if total > 0 else nominal
     parameter = [model.index.get(name, 0) for name in names]

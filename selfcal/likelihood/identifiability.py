@@ -129,6 +129,8 @@ _WORDS: dict[str, str] = {
     r"mu_(?P<r>\w+)_(?P<p>\d+)": "yield of {r} in {p}",
     r"composition_(?P<r>\w+)_(?P<f>[a-z]+)": "{f} fraction of {r}",
     r"pt_shape_(?P<r>\w+)_(?P<f>[a-z]+)_(?P<p>\d+)": "{f} spectrum of {r} in {p}",
+    r"external_(?P<f>[a-z]+)_\d+": "external scale factor of {f}",
+    r"same_sign_(?P<r>\w+)_(?P<p>\d+)\[\d+\]": "background of {r} in {p}",
     r"residual_(?P<f>[a-z]+)_(?P<p>\d+)_\d+": "{f} shape (constrained) in {p}",
 }
 

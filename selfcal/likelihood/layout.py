@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from selfcal.config.run import FitConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import ConfigError, DataError
+from selfcal.likelihood.external import NONE, external_entries
 from selfcal.likelihood.templates import Binning, Templates
 
-Status = Literal["measured", "unmeasured", "extrapolated"]
+Status = Literal["measured", "unmeasured", "extrapolated", "external"]
 
 FLOOR_ENTRIES = 0.1
 """Content of an empty template bin, in units of the mean weight: keeps every expectation positive."""
+NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Layout:
     reference : (F,) index of the region in which each flavour's scale factor is quoted, -1: none
     own_region : (F,) whether that is the flavour's configured reference region
     free : (F, P) whether the flavour's shape is free in that kinematic bin
+    external : (F, P) whether the flavour's scale factor is known from elsewhere
     yields : (R, F) prior central value of the number of jets
     shape : (R, F, P, K) calibrated templates, each (r, f) summing to one over the active channels
     relative_error : (R, F, P, K) statistical error of ``shape`` relative to it
@@ -41,6 +44,7 @@ class Layout:
     reference: NDArray[np.int64]
     own_region: NDArray[np.bool_]
     free: NDArray[np.bool_]
+    external: NDArray[np.bool_]
     yields: NDArray[np.float64]
     shape: NDArray[np.float64]
     relative_error: NDArray[np.float64]
@@ -62,7 +66,9 @@ class Layout:
         region = int(self.reference[flavour])
         if region < 0 or not self.has(region, flavour, kinematic_bin):
             return "unmeasured"
-        return "measured" if self.own_region[flavour] else "extrapolated"
+        if self.own_region[flavour]:
+            return "measured"
+        return "external" if self.external[flavour, kinematic_bin] else "extrapolated"
 
 
 def sample_name(flavour: str, k: int) -> str:
@@ -75,7 +81,7 @@ def make_layout(templates: Templates, config: FitConfig) -> Layout:
 
     A template without simulated jets takes its shape from the sum over the regions. A flavour whose
     reference region is not among the regions is quoted where the most of its jets are expected, with
-    status ``extrapolated``.
+    status ``extrapolated``, or ``external`` where its scale factor is given.
 
     Raises
     ------
@@ -91,12 +97,13 @@ def make_layout(templates: Templates, config: FitConfig) -> Layout:
         raise DataError("no region has data in the measure fold", where="fit")
     data_total = (templates.data.sum(axis=2) * active).sum(axis=1)
     yields = templates.composition * data_total[:, None]
+    external = external_entries(templates.binning, config) != NONE
     shape = np.zeros_like(templates.calibrated)
     relative_error = np.zeros_like(shape)
     for r in range(n_regions):
         for f in range(n_flavours):
             if yields[r, f] > 0:
-                shape[r, f], relative_error[r, f] = _normalised(templates, r, f, active[r])
+                shape[r, f], relative_error[r, f] = _normalised(templates, (r, f), active[r], external[f])
     yields = yields * (shape.sum(axis=(2, 3)) > 0)
     reference, own_region = _references(templates.regions, config, yields)
     free = np.zeros((n_flavours, active.shape[1]), dtype=bool)
@@ -113,6 +120,7 @@ def make_layout(templates: Templates, config: FitConfig) -> Layout:
         reference,
         own_region,
         free,
+        external,
         yields,
         shape,
         relative_error,
@@ -132,9 +140,13 @@ def _check(templates: Templates) -> None:
 
 
 def _normalised(
-    templates: Templates, r: int, f: int, active: NDArray[np.bool_]
+    templates: Templates, key: tuple[int, int], active: NDArray[np.bool_], external: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shape (P, K) of one region and flavour, empty bins filled, and its relative error (at most one)."""
+    """Shape (P, K) of one region and flavour, and its relative error (at most one).
+
+    Empty bins are filled; with next to nothing where an external scale factor says what sums of bins are.
+    """
+    r, f = key
     content, variance = templates.calibrated[r, f], templates.calibrated_variance[r, f]
     if content[active].sum() == 0:
         content = templates.calibrated[:, f].sum(axis=0)
@@ -144,7 +156,8 @@ def _normalised(
         return content, np.zeros_like(content)
     mean_weight = variance.sum() / content.sum()
     floor = FLOOR_ENTRIES * max(mean_weight, 1e-6 * content.max())
-    filled = np.where(active[:, None], np.maximum(content, floor), 0.0)
+    least = np.where(external, NEGLIGIBLE, 1.0) * floor
+    filled = np.where(active[:, None], np.maximum(content, least[:, None]), 0.0)
     error = np.sqrt(np.where(content > 0, variance, mean_weight**2))
     relative = np.minimum(np.divide(error, filled, out=np.zeros_like(filled), where=filled > 0), 1.0)
     return filled / filled.sum(), relative * active[:, None]

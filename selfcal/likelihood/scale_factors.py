@@ -32,6 +32,7 @@ GROUP_OF_PREFIX: tuple[tuple[str, str], ...] = (
     ("detector_", "detector"),
     ("residual_", "residual"),
     ("extrapolation_", "extrapolation"),
+    ("external_", "external"),
     ("simulation_", "simulation_statistics"),
     ("staterror_", "simulation_statistics"),
 )

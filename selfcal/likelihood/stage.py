@@ -14,6 +14,7 @@ from selfcal.config.run import FitConfig
 from selfcal.errors import FitError
 from selfcal.likelihood.asimov import blinded_templates
 from selfcal.likelihood.build import build_templates, measure_fold, write_discriminants
+from selfcal.likelihood.external import with_external
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.identifiability import (
@@ -26,11 +27,12 @@ from selfcal.likelihood.impacts import impacts, impacts_json, refitted_impacts, 
 from selfcal.likelihood.layout import Layout, make_layout
 from selfcal.likelihood.profile import scan
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
+from selfcal.likelihood.same_sign import subtract_same_sign
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
 from selfcal.likelihood.templates import Templates, templates_json
 from selfcal.likelihood.toy_fits import toy_goodness
 from selfcal.likelihood.two_roads import MapFactors, agreement, map_factors, two_roads_json
-from selfcal.likelihood.workspace import build_workspace, treated_shifts
+from selfcal.likelihood.workspace import SAME_SIGN, build_workspace, treated_shifts
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
 from selfcal.transport.calibration import load_calibration
@@ -65,7 +67,9 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     DataError
         If the templates cannot be used.
     """
+    templates = with_external(templates, config)
     templates = blinded_templates(templates, config) if blind else templates
+    templates = subtract_same_sign(templates, config)
     layout = make_layout(templates, config)
     workspace = build_workspace(templates, layout, config)
     model = HistFactory(workspace)
@@ -235,7 +239,7 @@ def postfit_yields(measured: Measurement) -> list[dict[str, Any]]:
             if name not in model.channels:
                 continue
             bins = model.channels[name]
-            flavours = {f: yields[name, f] for f in layout.flavours if (name, f) in yields}
+            flavours = {f: yields[name, f] for f in (*layout.flavours, SAME_SIGN) if (name, f) in yields}
             channels.append(
                 {
                     "name": name,

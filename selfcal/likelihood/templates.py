@@ -98,6 +98,9 @@ class Binning:
         return np.asarray(counts, dtype=np.float64).reshape(self.n_kinematic, self.n_bins)
 
 
+_MAPPINGS = ("variations", "detector", "same_sign")
+
+
 @dataclass(frozen=True)
 class Templates:
     """Everything the likelihood needs; R regions, F flavours, P kinematic bins, K bins.
@@ -112,6 +115,8 @@ class Templates:
     corrected : (R, F, P, K) simulation with the inferred detector and before the map; None without inference
     detector : name -> (R, F, P, K) calibrated templates at one standard deviation of a parameter of the
         detector's posterior, which all flavours and regions share
+    same_sign : region -> (P, K) counts of its control sample of the same sign; the region's templates are
+        then those of the difference
     composition : (R, F) central value of the prior flavour fractions, rows sum to one
     composition_relative_uncertainty : (R, F)
     """
@@ -129,6 +134,7 @@ class Templates:
     variations: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     corrected: NDArray[np.float64] | None = None
     detector: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    same_sign: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def before_map(self) -> NDArray[np.float64]:
@@ -140,17 +146,15 @@ def templates_json(templates: Templates) -> dict[str, Any]:
     """The content of ``templates.json``; :func:`read_templates` gives the templates back."""
     content = {part.name: getattr(templates, part.name) for part in fields(Templates)}
     plain = {name: value.tolist() for name, value in content.items() if isinstance(value, np.ndarray)}
-    variations, detector = (
-        {name: value.tolist() for name, value in varied.items()}
-        for varied in (templates.variations, templates.detector)
-    )
+    mappings = {
+        key: {name: value.tolist() for name, value in getattr(templates, key).items()} for key in _MAPPINGS
+    }
     return {
         "schema_version": 1,
         "regions": list(templates.regions),
         "binning": asdict(templates.binning),
         **plain,
-        "variations": variations,
-        "detector": detector,
+        **mappings,
     }
 
 
@@ -168,12 +172,11 @@ def read_templates(path: Path) -> Templates:
             raise ValueError("another schema version")
         binning = Binning(**{name: tuple(value) for name, value in content.pop("binning").items()})
         regions = tuple(content.pop("regions"))
-        variations, detector = (
-            {name: np.array(value) for name, value in content.pop(key).items()}
-            for key in ("variations", "detector")
-        )
+        mappings = {
+            key: {name: np.array(value) for name, value in content.pop(key, {}).items()} for key in _MAPPINGS
+        }
         arrays = {name: np.array(value, dtype=np.float64) for name, value in content.items()}
-        return Templates(regions=regions, binning=binning, variations=variations, detector=detector, **arrays)
+        return Templates(regions=regions, binning=binning, **mappings, **arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"not the templates of a fit: {error}", where=str(path), fix="run 'selfcal fit' again"

@@ -8,10 +8,13 @@ with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of t
 (``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
 become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
 for the others (``residual``, in all bins but the largest), the shifts Δ of the map (``map_mode``,
-``map_model``, ``extrapolation``) and of the detector (``detector``), and the statistical error of the
+``map_model``, ``extrapolation``), of the detector (``detector``) and of external scale factors (``external``,
+in place of map, residual and extrapolation), and the statistical error of the
 simulation. The latter is a parameter per bin of the flavour whose reference region it is (``simulation``),
 because the scale factor depends on it, and common to all other flavours of a bin (``staterror``). Each bin of
 each flavour is a sample of its own, so that factors of single bins can be shared across channels by name.
+A region with a control sample of the same sign has a further sample, ``same_sign``, whose bins are free and
+which is all of a further channel with the counts of the control sample.
 """
 
 from __future__ import annotations
@@ -22,12 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.run import FitConfig
+from selfcal.likelihood.external import external_entries, external_shift
 from selfcal.likelihood.layout import Layout, sample_name
 from selfcal.likelihood.shifts import map_modes, pruned, relative_shift, smoothed, varied_pair
 from selfcal.likelihood.templates import Templates
 
 SHAPE_BOUNDS = (-10.0, 10.0)
 YIELD_BOUNDS = (0.001, 10.0)
+SAME_SIGN = "same_sign"
+"""The background that a region shares with its control sample: name of its sample, channel and factor."""
 REST_MIN = 0.002
 """Uncorrelated remainders of the map's variance below this relative width are left out."""
 
@@ -47,8 +53,15 @@ def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> 
             for f in range(len(layout.flavours)):
                 if layout.has(r, f, p):
                     samples += _samples(templates, layout, config, (r, f, p), shifts[f], rest[f])
+            counts = {layout.channel(r, p): templates.data[r, p]}
+            if layout.regions[r] in templates.same_sign:
+                control = templates.same_sign[layout.regions[r]][p]
+                counts[f"{layout.channel(r, p)}_{SAME_SIGN}"] = control
+                background = _background(f"{SAME_SIGN}_{layout.regions[r]}_{p}", control)
+                channels.append({"name": f"{layout.channel(r, p)}_{SAME_SIGN}", "samples": [background]})
+                samples.append(background)
             channels.append({"name": layout.channel(r, p), "samples": samples})
-            observations.append({"name": layout.channel(r, p), "data": templates.data[r, p].tolist()})
+            observations += [{"name": name, "data": data.tolist()} for name, data in counts.items()]
     return {
         "channels": channels,
         "observations": observations,
@@ -117,11 +130,22 @@ def template_shifts(
         for r, region in enumerate(layout.regions):
             if r != reference or not layout.own_region[f]:
                 shift = np.zeros_like(calibrated)
-                shift[r] = config.extrapolation_fraction * relative_shift(corrected[r], calibrated[r])
+                moved = config.extrapolation_fraction * relative_shift(corrected[r], calibrated[r])
+                shift[r] = moved * ~layout.external[f][:, None]
                 own.append((f"extrapolation_{region}_{flavour}", shift))
         shifts.append(own)
         rests.append(rest)
     return shifts, rests
+
+
+def _background(name: str, control: NDArray[np.float64]) -> dict[str, Any]:
+    """The background of a region and of its control sample of the same sign, free in every bin."""
+    content = np.maximum(control, 1.0).tolist()
+    return {
+        "name": SAME_SIGN,
+        "data": content,
+        "modifiers": [{"name": name, "type": "shapefactor", "data": None}],
+    }
 
 
 def _split(name: str, shift: NDArray[np.float64], by_pt: bool) -> Shifts:
@@ -153,20 +177,13 @@ def _samples(
     ]
     if not (config.fix_reference_yield and is_anchor(layout, r, p)):
         common.append({"name": f"mu_{region}_{p}", "type": "normfactor", "data": None})
-    # The largest bin of the reference shape stays: a factor for every bin would free the yield as well.
-    largest = int(layout.shape[layout.reference[f], f, p].argmax())
+    own = _shape_modifiers(templates, layout, config, key, rest)
     samples = []
     for k in range(layout.binning.n_bins):
         data = np.zeros(len(content))
         data[k] = content[k]
         modifiers = [m for m in common if m["type"] != "normsys" or m["data"]["hi"] > 1]
-        if layout.free[f, p]:
-            modifiers.append({"name": f"shape_{flavour}_{p}", "type": "shapefactor", "data": None})
-        else:
-            if k != largest:
-                modifiers.append(_scale(f"residual_{flavour}_{p}_{k}", config.residual_width[flavour]))  # type: ignore[index]
-            if rest[p, k] > REST_MIN:
-                modifiers.append(_scale(f"map_rest_{flavour}_{p}_{k}", float(rest[p, k])))
+        modifiers += own[k]
         for name, shift in shifts:
             if shift[r, p, k] != 0:
                 up, down = varied_pair(data, np.where(data > 0, shift[r, p, k], 0.0))
@@ -183,6 +200,44 @@ def _samples(
             )
         samples.append({"name": sample_name(flavour, k), "data": data.tolist(), "modifiers": modifiers})
     return samples
+
+
+def _shape_modifiers(
+    templates: Templates,
+    layout: Layout,
+    config: FitConfig,
+    key: tuple[int, int, int],
+    rest: NDArray[np.float64],
+) -> list[Modifiers]:
+    """Per discriminant bin: the free, external or residual factor of the flavour's shape."""
+    r, f, p = key
+    flavour, content = layout.flavours[f], layout.yields[r, f] * layout.shape[r, f, p]
+    if layout.free[f, p]:
+        return [[{"name": f"shape_{flavour}_{p}", "type": "shapefactor", "data": None}] for _ in content]
+    if layout.external[f, p]:
+        entry = int(external_entries(layout.binning, config)[f, p])
+        nominal = templates.nominal[r, f, p]
+        nominal = nominal if nominal.sum() > 0 else templates.nominal[:, f, p].sum(axis=0)
+        shift = external_shift(nominal, layout.shape[r, f, p], config.external[entry])
+        return [[_linear(f"external_{flavour}_{entry}", content, k, shift[k])] for k in range(len(content))]
+    # The largest bin of the reference shape stays: a factor for every bin would free the yield as well.
+    largest = int(layout.shape[layout.reference[f], f, p].argmax())
+    own: list[Modifiers] = []
+    for k in range(len(content)):
+        modifiers: Modifiers = []
+        if k != largest:
+            modifiers.append(_scale(f"residual_{flavour}_{p}_{k}", config.residual_width[flavour]))  # type: ignore[index]
+        if rest[p, k] > REST_MIN:
+            modifiers.append(_scale(f"map_rest_{flavour}_{p}_{k}", float(rest[p, k])))
+        own.append(modifiers)
+    return own
+
+
+def _linear(name: str, content: NDArray[np.float64], k: int, shift: float) -> dict[str, Any]:
+    """A histosys that moves bin k by the relative ``shift`` per standard deviation."""
+    alone = np.where(np.arange(len(content)) == k, content, 0.0)
+    histograms = {"hi_data": (alone * (1 + shift)).tolist(), "lo_data": (alone * (1 - shift)).tolist()}
+    return {"name": name, "type": "histosys", "data": histograms}
 
 
 def is_anchor(layout: Layout, region: int, kinematic_bin: int) -> bool:
@@ -209,5 +264,6 @@ def _parameters(channels: list[dict[str, Any]], layout: Layout) -> list[dict[str
             entries.append({"name": name, "inits": [1.0], "bounds": [list(YIELD_BOUNDS)]})
         elif kind == "shapefactor":
             size = layout.binning.n_bins
-            entries.append({"name": name, "inits": [1.0] * size, "bounds": [list(SHAPE_BOUNDS)] * size})
+            bounds = YIELD_BOUNDS if name.startswith(SAME_SIGN) else SHAPE_BOUNDS
+            entries.append({"name": name, "inits": [1.0] * size, "bounds": [list(bounds)] * size})
     return entries

@@ -129,6 +129,7 @@ def _warnings(scale_factors: ScaleFactors) -> list[str]:
     """One sentence per status that is not ``measured``, naming the rows."""
     texts = {
         "extrapolated": "extrapolated, not measured: an assumption with a widened uncertainty",
+        "external": "external, not measured: constrained by values that the configuration gives",
         "unmeasured": "unmeasured: no region determines them, and no number is given",
     }
     sentences = []

@@ -72,7 +72,7 @@ class ScaleFactorRow(Content):
     stat: float | None = None
     syst: dict[str, float | None] = {}
     total: float | None = None
-    status: Literal["measured", "unmeasured", "extrapolated"]
+    status: Literal["measured", "unmeasured", "extrapolated", "external"]
     truth: Truth | None = None
     expected_passing: float | None = None
 

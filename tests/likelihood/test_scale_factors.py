@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from selfcal.config.external import ExternalPrior
 from selfcal.config.run import FitConfig
 from selfcal.errors import DataError
 from selfcal.likelihood.fit import fit
@@ -137,7 +138,8 @@ def test_every_constrained_parameter_belongs_to_a_named_group(random_world) -> N
         variations={"stiff": 1.1 * templates.calibrated},
         detector={"0": 1.1 * templates.calibrated},
     )
-    measured = measure(with_model, FitConfig(free_flavours=("b",)))
+    prior = ExternalPrior(flavour="tau", value=1.1, uncertainty=0.1)
+    measured = measure(with_model, FitConfig(free_flavours=("b",), external=(prior,)))
     groups = {group_of(p.name) for p in measured.model.parameters if p.width is not None}
     assert groups == set(measured.factors.group_covariance) - {"statistics"}
 

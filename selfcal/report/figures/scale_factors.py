@@ -184,7 +184,7 @@ def _draw_row(axes: Axes, left: float, right: float, row: ScaleFactorRow) -> Non
             if spread is not None:
                 low = row.value - spread
                 axes.bar(left, 2 * spread, width, low, align="edge", color=colour, alpha=alpha, linewidth=0)
-        if row.status == "extrapolated":
+        if row.status != "measured":
             axes.bar(
                 left,
                 2 * row.total,
@@ -195,7 +195,7 @@ def _draw_row(axes: Axes, left: float, right: float, row: ScaleFactorRow) -> Non
                 hatch="///",
                 linewidth=0,
             )
-        style = "--" if row.status == "extrapolated" else "-"
+        style = "-" if row.status == "measured" else "--"
         axes.hlines(row.value, left, right, color=colour, ls=style, linewidth=2)
         axes.plot(middle, row.value, "o", color=INK, markersize=4)
     if row.truth is not None:
@@ -247,9 +247,10 @@ def _legend(figure: Figure, flavour: str, rows: Sequence[ScaleFactorRow]) -> Non
     if any(row.truth for row in rows):
         handles.append(axes.plot([], [], "D", color=INK, mfc="none")[0])
         labels.append("truth")
-    if any(row.status == "extrapolated" for row in rows):
+    assumed = [name for name in ("extrapolated", "external") if any(row.status == name for row in rows)]
+    if assumed:
         handles.append(axes.bar([0], [0], color="none", hatch="///", linewidth=0))
-        labels.append("extrapolated")
+        labels.append(", ".join(assumed))
     if any(row.status == "unmeasured" for row in rows):
         handles.append(axes.plot([], [], "x", color=WARNING_COLOUR, mew=2, markersize=9)[0])
         labels.append("unmeasured")
