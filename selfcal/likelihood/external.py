@@ -119,7 +119,7 @@ def bin_factors(content: Float[Array, " K"], entry: ExternalPrior, alpha: float)
             expected="efficiencies that decrease from the loosest working point to the tightest, below one",
             fix="change value or uncertainty",
         )
-    return np.divide(shares, share, out=np.ones_like(share), where=share > 0)
+    return np.asarray(np.divide(shares, share, out=np.ones_like(share), where=share > 0))
 
 
 def external_shift(

@@ -74,7 +74,8 @@ def _subtracted(templates: Templates, r: int, s: int) -> Templates:
     def difference(both: Float[Array, "2 F P K"], scale: Array) -> Array:
         found = np.maximum(both[0] * scale[0, :, None, None] - both[1] * scale[1, :, None, None], 0.0)
         size = found.sum(axis=(1, 2))
-        return found * np.divide(total, size, out=np.zeros_like(size), where=size > 0)[:, None, None]
+        scaled = np.divide(total, size, out=np.zeros_like(size), where=size > 0)
+        return np.asarray(found * scaled[:, None, None])
 
     def placed(part: Array, scale: Array, square: bool = False) -> Array:
         result = part.copy()
@@ -111,7 +112,7 @@ def _subtracted(templates: Templates, r: int, s: int) -> Templates:
 def _scales(content: Float[Array, "2 F P K"], yields: Float[Array, "2 F"]) -> Float[Array, "2 F"]:
     """What turns sums of weights into the prior yields; zero where there is no simulation."""
     size = content.sum(axis=(2, 3))
-    return np.divide(yields, size, out=np.zeros_like(yields), where=size > 0)
+    return np.asarray(np.divide(yields, size, out=np.zeros_like(yields), where=size > 0))
 
 
 def _only(templates: Templates, kept: list[int]) -> Templates:

@@ -172,11 +172,11 @@ def read_templates(path: Path) -> Templates:
             raise ValueError("another schema version")
         binning = Binning(**{name: tuple(value) for name, value in content.pop("binning").items()})
         regions = tuple(content.pop("regions"))
-        mappings = {
+        parts: dict[str, Any] = {
             key: {name: np.array(value) for name, value in content.pop(key, {}).items()} for key in _MAPPINGS
         }
-        arrays = {name: np.array(value, dtype=np.float64) for name, value in content.items()}
-        return Templates(regions=regions, binning=binning, **mappings, **arrays)
+        parts |= {name: np.array(value, dtype=np.float64) for name, value in content.items()}
+        return Templates(regions=regions, binning=binning, **parts)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"not the templates of a fit: {error}", where=str(path), fix="run 'selfcal fit' again"
