@@ -225,13 +225,20 @@ class JointConfig(Configured):
 class MapConfig(Configured):
     """The calibration map T(z | pT, |eta|) of each flavour.
 
+    ``family``: ``flow`` (affine, then splines), ``residual`` (z + g(z, c), no inverse), ``brenier`` (gradient
+    of a convex function: optimal transport by construction), ``switch`` (one flow for both samples; not a map
+    of small displacement) or ``identity``. ``structure`` and ``library`` concern the splines of ``flow`` and
+    ``switch``. ``fit_by: auto`` is the mixture likelihood where the family has an inverse, else the distance
+    that also fits the composition (``divergence``).
     ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
     of the scores; moving all jets of a flavour that far costs the log-likelihood half of
     ``displacement_weight``.
     """
 
-    family: Literal["flow", "identity"] = "flow"
+    family: Literal["flow", "residual", "brenier", "switch", "identity"] = "flow"
     library: Literal["zuko", "nflows"] = "zuko"
+    structure: Literal["coupling", "autoregressive"] = "coupling"
+    fit_by: Literal["auto", "likelihood", "divergence"] = "auto"
     transforms: PositiveInt = 1
     hidden_width: PositiveInt = 32
     spline_bins: PositiveInt = 8
@@ -240,6 +247,19 @@ class MapConfig(Configured):
     steps: PositiveInt = 300
     batch_size: PositiveInt = 1024
     learning_rate: Positive = 3e-3
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.structure == "autoregressive" and self.library != "zuko":
+            raise ValueError(f"'structure: autoregressive' is by zuko only, found 'library: {self.library}'")
+        if self.family == "residual" and self.fit_by == "likelihood":
+            raise ValueError("'family: residual' has no inverse, which 'fit_by: likelihood' needs")
+        return self
+
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether the map is fitted by the mixture likelihood, not by a distance between samples."""
+        return self.fit_by == "likelihood" or (self.fit_by == "auto" and self.family != "residual")
 
 
 class CompositionConfig(Configured):

@@ -18,12 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfcal.data.flavours import FLAVOURS
+from selfcal.errors import ConfigError
 from selfcal.export.onnx_graph import write_onnx
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import Calibration
 from selfcal.transport.conditions import CONDITION_SCALE, unscaled_conditions
-from selfcal.transport.flow_map import SPLINE_BOUND, FlowMap
+from selfcal.transport.flow_map import SPLINE_BOUND, FlowMap, ZukoAutoregressive
 from selfcal.transport.maps import FlavourMaps
+from selfcal.transport.switch_map import SwitchMap
 
 Knots = tuple[Tensor, Tensor, Tensor]
 """x_k, y_k and slopes d_k of every jet, each (jets, knots)."""
@@ -162,7 +164,8 @@ class FlowGraph(nn.Module):
     def __init__(self, flows: Sequence[FlowMap]) -> None:
         super().__init__()
         self.layers = nn.ModuleList([AffineGraph([flow.affine for flow in flows])])
-        for same_layer in zip(*(flow.couplings.layers_in_order() for flow in flows), strict=True):
+        coupled = [flow.splines for flow in flows if not isinstance(flow.splines, ZukoAutoregressive)]
+        for same_layer in zip(*(splines.layers_in_order() for splines in coupled), strict=True):
             first = same_layer[0]
             rule = zuko_knots if first.library == "zuko" else nflows_knots
             networks = [layer.conditioner for layer in same_layer]
@@ -199,7 +202,21 @@ class EveryMap(nn.Module):
 
 
 def as_arithmetic(maps: FlavourMaps) -> nn.Module:
-    """The maps as a module that an exporter can follow: (u, c, flavour 0 to 3) -> T(u | c)."""
+    """The maps as a module that an exporter can follow: (u, c, flavour 0 to 3) -> T(u | c).
+
+    Raises
+    ------
+    ConfigError
+        If the maps are of a family whose splines are not written out here.
+    """
+    for transport in (maps.of(index) for index in range(len(FLAVOURS))):
+        coupled = isinstance(transport, FlowMap) and not isinstance(transport.splines, ZukoAutoregressive)
+        if isinstance(transport, FlowMap | SwitchMap) and not coupled:
+            raise ConfigError(
+                f"maps of the kind {type(transport).__name__} with these splines have no ONNX form",
+                where="calibration.map",
+                expected="family flow with structure coupling, residual, brenier or identity",
+            )
     flows = [m for m in maps.maps if isinstance(m, FlowMap)]
     return FlowGraph(flows) if len(flows) == len(maps.maps) else EveryMap(maps)
 

@@ -38,8 +38,11 @@ def export_onnx(results: Path, tagger: Path) -> Exported:
             missing.append(f"the tagger: {error}")
     if (results / "map" / calibration.DESCRIPTION_NAME).exists():
         found = calibration.load_calibration(results / "map")
-        files.append(write_calibrator(found, results / "onnx" / "calibrator.onnx"))
-        missing.append(REPLICAS_LEFT_OUT)
+        try:
+            files.append(write_calibrator(found, results / "onnx" / "calibrator.onnx"))
+            missing.append(REPLICAS_LEFT_OUT)
+        except ConfigError as error:
+            missing.append(f"the calibration map: {error}")
     if not files:
         return Exported(FORMAT, (), skipped="the run has no tagger of its own and no calibration map")
     return Exported(FORMAT, tuple(files), not_expressed=tuple(missing))

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfcal.transport.maps import CalibrationMap
+from selfcal.transport.maps import InvertibleMap
 
 
-class AffineMap(CalibrationMap):
+class AffineMap(InvertibleMap):
     """T(u | c) = L(c) u + b(c), L lower triangular with diagonal exp(a(c)).
 
     a, b and the part of L below the diagonal are linear in (1, c). All weights start
@@ -26,9 +26,10 @@ class AffineMap(CalibrationMap):
         self.constant = nn.Parameter(torch.zeros(parameters, dtype=torch.float64))
         self.slope = nn.Parameter(torch.zeros(conditions, parameters, dtype=torch.float64))
 
-    def _matrix_and_shift(
+    def matrix_and_shift(
         self, conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets row column"], Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        """L(c), b(c) and ln det L(c) of every jet."""
         d = self.dimension
         values = self.constant + conditions @ self.slope
         log_diagonal, shift, lower = values[:, :d], values[:, d : 2 * d], values[:, 2 * d :]
@@ -41,13 +42,13 @@ class AffineMap(CalibrationMap):
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:
-        matrix, shift, _ = self._matrix_and_shift(conditions)
+        matrix, shift, _ = self.matrix_and_shift(conditions)
         return (matrix @ coordinates[:, :, None])[:, :, 0] + shift
 
     def inverse_and_log_det(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        matrix, shift, log_det = self._matrix_and_shift(conditions)
+        matrix, shift, log_det = self.matrix_and_shift(conditions)
         solved = torch.linalg.solve_triangular(matrix, (coordinates - shift)[:, :, None], upper=False)
         return solved[:, :, 0], -log_det
 

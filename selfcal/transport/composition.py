@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfcal.config.run import CompositionConfig
+from selfcal.data.flavours import FLAVOURS
 from selfcal.penalty.energy import energy_distance, mean_distance_within
 from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.averaged_descent import DistanceSchedule, averaged_descent
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.exact_fractions import exact_fractions, mixture_distance
 from selfcal.transport.kinematics import kinematic_weights
@@ -111,14 +113,51 @@ def fit_composition(
     steps: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CompositionFit:
-    """Fractions and a stiff affine map per flavour by the energy distance.
+    """Fractions and a stiff affine map per flavour by :func:`fit_by_distance`.
 
-    Minimises  Σ_r n_r D_r / (2 s E_r) + ½ Σ ((π - π0)/σ)² + stiffness(T)  with D_r the energy
-    distance of region r after kinematic reweighting, n_r = N M / (N + M) of the effective sample
-    sizes, E_r = E|Y - Y'| the expectation of n_r D_r when both laws are equal, and
-    s = ``LEADING_SHARE``. The distance lives in the bulk, where a map cannot trade one flavour for
-    another. The maps are the average over the second half of the steps; with them the fractions are
-    found without minibatches (:mod:`selfcal.transport.exact_fractions`).
+    The distance lives in the bulk, where a map cannot trade one flavour for another.
+    Raises FitError if the fractions of a region do not converge.
+    """
+    maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, config.map_scale))
+    if start is not None:
+        maps.load_state_dict(start.maps.state_dict())
+    schedule = DistanceSchedule(
+        config.steps if steps is None else steps, config.batch_size, config.learning_rate
+    )
+    return fit_by_distance(
+        simulation,
+        data,
+        prior,
+        maps,
+        None if start is None else start.fractions,
+        schedule,
+        generator,
+        progress=progress,
+    )
+
+
+def fit_by_distance(
+    simulation: Sample,
+    data: Sample,
+    prior: CompositionPrior,
+    maps: FlavourMaps,
+    start: Float[Tensor, "regions flavours"] | None,
+    schedule: DistanceSchedule,
+    generator: torch.Generator,
+    displacement_price: float = 0.0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> CompositionFit:
+    """Fractions and ``maps``, changed in place, by the energy distance.
+
+    Minimises
+
+        Σ_r n_r D_r / (2 s E_r) + ½ Σ ((π - π0)/σ)² + stiffness(T) + price Σ_f E_f |T_f u - u|²
+
+    with D_r the energy distance of region r after kinematic reweighting, n_r = N M / (N + M) of the
+    effective sample sizes, E_r = E|Y - Y'| the expectation of n_r D_r when both laws are equal, and
+    s = ``LEADING_SHARE``. The maps are the average over the second half of the steps; with them the
+    fractions are found without minibatches (:mod:`selfcal.transport.exact_fractions`). Without
+    fractions to ``start`` from, they too are found so at first.
 
     Raises
     ------
@@ -126,7 +165,6 @@ def fit_composition(
         If the fractions of a region do not converge.
     """
     regions = len(prior.fractions)
-    steps = config.steps if steps is None else steps
     pairs = _with_data_kinematics(simulation, data, regions)
     simulated = simulated_fractions(
         Sample(*(torch.cat([getattr(p[0], n) for p in pairs]) for n in Sample.__dataclass_fields__)), regions
@@ -142,42 +180,22 @@ def fit_composition(
         scales.append(
             0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight))
         )
-    maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, config.map_scale))
-    if start is not None:
-        maps.load_state_dict(start.maps.state_dict())
     # Maps that learn beside wrong fractions would make them up: both start at the fractions' minimum.
-    composition = Composition(
-        _exact(pairs, maps, prior, scales, generator) if start is None else start.fractions
-    )
-    parameters = [*composition.parameters(), *maps.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.1, 1.0 - step / steps))
-    average = [torch.zeros_like(p) for p in parameters]
-    averaged = 0
-    for step in range(steps):
+    composition = Composition(_exact(pairs, maps, prior, scales, generator) if start is None else start)
+
+    def loss() -> Tensor:
         fractions = composition()
-        loss = prior_cost(fractions, prior) + maps.stiffness()
+        total = prior_cost(fractions, prior) + maps.stiffness()
         for region, (sim, obs) in enumerate(pairs):
             ratio = fractions[region] / simulated[region].clamp_min(1e-9)
-            distance = region_distance(
-                _minibatch(sim, config.batch_size, generator),
-                _minibatch(obs, config.batch_size, generator),
-                maps,
-                ratio,
-            )
-            loss = loss + scales[region] * distance
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if step >= steps // 2:
-            averaged += 1
-            for mean, parameter in zip(average, parameters, strict=True):
-                mean += (parameter.detach() - mean) / averaged
-        progress(step + 1)
-    with torch.no_grad():
-        for mean, parameter in zip(average, parameters, strict=True):
-            parameter.copy_(mean)
+            batch = _minibatch(sim, schedule.batch_size, generator)
+            other = _minibatch(obs, schedule.batch_size, generator)
+            total = total + scales[region] * region_distance(batch, other, maps, ratio)
+            if displacement_price > 0:
+                total = total + displacement_price / regions * _mean_displacement(batch, maps)
+        return total
+
+    averaged_descent([*composition.parameters(), *maps.parameters()], loss, schedule, progress)
     maps = maps.requires_grad_(requires_grad=False)
     return CompositionFit(_exact(pairs, maps, prior, scales, generator), maps)
 
@@ -201,6 +219,15 @@ def _exact(
         centre, width = prior.fractions[region], prior.uncertainty[region]
         rows.append(exact_fractions(form, scales[region], centre.numpy(), width.numpy()))
     return torch.from_numpy(np.stack(rows)).to(prior.fractions)
+
+
+def _mean_displacement(sample: Sample, maps: FlavourMaps) -> Float[Tensor, ""]:
+    """Σ_f E_f |T_f u - u|² over the flavours that the sample has."""
+    moved = maps(sample.coordinates, sample.flavour, sample.conditions)
+    squared = (moved - sample.coordinates).square().sum(1) * sample.weight
+    zero = torch.zeros(len(FLAVOURS), dtype=torch.float64)
+    total = zero.index_add(0, sample.flavour, squared)
+    return (total / zero.index_add(0, sample.flavour, sample.weight).clamp_min(1e-3)).sum()
 
 
 def _effective(weight: Tensor) -> float:

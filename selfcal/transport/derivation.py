@@ -13,6 +13,9 @@ bulk-<i>               replica i: resampled events, refitted composition and den
 mixture                maps and fractions by likelihood, nominal
 replica-<i>            replica i: maps and fractions by likelihood
 =====================  =======================================================
+
+Where the map is not fitted by likelihood (``calibration.map.fit_by``), the last two minimise the
+distance of the composition instead, and the replicas need no densities of their own.
 """
 
 from __future__ import annotations
@@ -37,11 +40,17 @@ from selfcal.errors import FitError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
 from selfcal.run.workers import worker_pool
 from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.averaged_descent import DistanceSchedule
 from selfcal.transport.base_density import BaseDensities, fit_base_densities
-from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_composition
+from selfcal.transport.composition import (
+    CompositionFit,
+    CompositionPrior,
+    fit_by_distance,
+    fit_composition,
+)
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.maps import FlavourMaps, build_maps
-from selfcal.transport.mixture import KinematicFractions, MixtureFit, fit_mixture
+from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
 from selfcal.transport.sample import Sample, simulated_fractions
 
 SAMPLE_FIELDS = ("coordinates", "conditions", "flavour", "region", "event", "weight")
@@ -222,36 +231,62 @@ def _run_bulk(derivation: Derivation, index: int) -> None:
         start=derivation.composition(),
         steps=steps,
     )
-    densities = fit_base_densities(
-        simulation,
-        derivation.regions,
-        derivation.config.base_density,
-        generator,
-        start=derivation.densities(),
-        steps=steps,
-    )
-    _save_composition(derivation, task, fit, _tensors(densities, "density."))
+    arrays = {}
+    if derivation.config.map.by_likelihood:
+        densities = fit_base_densities(
+            simulation,
+            derivation.regions,
+            derivation.config.base_density,
+            generator,
+            start=derivation.densities(),
+            steps=steps,
+        )
+        arrays = _tensors(densities, "density.")
+    _save_composition(derivation, task, fit, arrays)
 
 
 def _run_mixture(derivation: Derivation, index: int | None) -> None:
-    """The nominal likelihood fit (index None), or replica ``index`` started from it."""
+    """The nominal map (index None), or replica ``index`` started from it."""
     nominal = index is None
     task = "mixture" if nominal else f"replica-{index}"
     bulk = "composition" if nominal else f"bulk-{index}"
     simulation, data = (
         (derivation.simulation, derivation.data) if index is None else derivation.resampled(index)
     )
-    kept = simulation.rows(simulation.weight != 0)
-    fit = fit_mixture(
-        data,
-        derivation.densities("densities" if nominal else bulk),
-        KinematicFractions(kept, simulated_fractions(kept, derivation.regions)),
-        CompositionPrior(derivation.composition(bulk).fractions, derivation.fraction_uncertainty()),
-        derivation.config.map,
-        derivation.generator(task),
-        start=None if nominal else derivation.mixture(),
-        steps=None if nominal else derivation.config.bootstrap_steps,
-    )
+    constraint = CompositionPrior(derivation.composition(bulk).fractions, derivation.fraction_uncertainty())
+    start = None if nominal else derivation.mixture()
+    config = derivation.config.map
+    steps = config.steps if nominal else derivation.config.bootstrap_steps
+    if config.by_likelihood:
+        kept = simulation.rows(simulation.weight != 0)
+        fit = fit_mixture(
+            data,
+            derivation.densities("densities" if nominal else bulk),
+            KinematicFractions(kept, simulated_fractions(kept, derivation.regions)),
+            constraint,
+            config,
+            derivation.generator(task),
+            start=start,
+            steps=steps,
+        )
+    else:
+        width = simulation.coordinates.shape[1]
+        maps = build_maps(config, width, CONDITIONS)
+        if start is not None:
+            maps.load_state_dict(start.maps.state_dict())
+        # The bulk fit's batches: a distance costs their square.
+        schedule = DistanceSchedule(steps, derivation.config.composition.batch_size, config.learning_rate)
+        by_distance = fit_by_distance(
+            simulation,
+            data,
+            constraint,
+            maps,
+            constraint.fractions if start is None else start.fractions,
+            schedule,
+            derivation.generator(task),
+            displacement_price(config, width),
+        )
+        fit = MixtureFit(by_distance.maps, by_distance.fractions)
     write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **_tensors(fit.maps, "map.")})
 
 

@@ -1,11 +1,10 @@
-"""Normalizing-flow maps: a conditional affine map, then coupling neural splines."""
+"""Normalizing-flow maps: a conditional affine map, then neural splines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 import zuko
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from selfcal.config.run import MapConfig
 from selfcal.transport.affine_map import AffineMap
-from selfcal.transport.maps import CalibrationMap
+from selfcal.transport.maps import InvertibleMap
 
 SPLINE_BOUND = 5.0
 """Splines act within this many standard deviations; the identity continues outside."""
@@ -31,53 +30,21 @@ class CouplingLayer:
     library: str
 
 
-class Couplings(Protocol):
-    """A stack of coupling splines, the identity when new."""
-
-    def forward_and_log_det(
-        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
-    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]: ...
-
-    def inverse_and_log_det(
-        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
-    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]: ...
-
-
 def _masks(coordinates: int, transforms: int) -> list[Tensor]:
     """Each coordinate is moved in turn, given all others."""
     return [torch.arange(coordinates) == index % coordinates for index in range(transforms * coordinates)]
 
 
-class ZukoCouplings(nn.Module):
-    """Coupling rational-quadratic splines (1906.04032) of zuko 1.6."""
+class ZukoSplines(nn.Module):
+    """Rational-quadratic splines (arXiv 1906.04032) of zuko 1.6, layer after layer."""
 
-    def __init__(self, coordinates: int, conditions: int, config: MapConfig) -> None:
+    def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
-        bins = config.spline_bins
-        self.layers = nn.ModuleList(
-            zuko.flows.GeneralCouplingTransform(
-                coordinates,
-                conditions,
-                mask=~moved,  # zuko's mask marks the coordinates that stay
-                univariate=_zuko_spline,
-                shapes=[(bins,), (bins,), (bins - 1,)],
-                hidden_features=(config.hidden_width,) * 2,
-                activation=nn.SiLU,
-            )
-            for moved in _masks(coordinates, config.transforms)
-        )
-        for layer in self.layers:
+        self.layers = nn.ModuleList(layers)
+        for layer in layers:
             last: nn.Linear = layer.hyper[-1]  # type: ignore[assignment,index]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-
-    def layers_in_order(self) -> list[CouplingLayer]:
-        """The layers, first to last."""
-        found = []
-        for layer in self.layers:
-            moved, bins = int((~layer.mask).nonzero()), int(layer.shapes[0][0])  # type: ignore[operator,index]
-            found.append(CouplingLayer(moved, layer.hyper, bins, "zuko"))  # type: ignore[arg-type]
-        return found
 
     def forward_and_log_det(
         self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
@@ -96,6 +63,62 @@ class ZukoCouplings(nn.Module):
             x, log_det = layer(c).inv.call_and_ladj(x)
             total = total + log_det
         return x, total
+
+
+class ZukoCouplings(ZukoSplines):
+    """Each layer moves one coordinate, given all others."""
+
+    def __init__(self, coordinates: int, conditions: int, config: MapConfig) -> None:
+        super().__init__(
+            [
+                zuko.flows.GeneralCouplingTransform(
+                    coordinates,
+                    conditions,
+                    mask=~moved,  # zuko's mask marks the coordinates that stay
+                    **_zuko_options(config),
+                )
+                for moved in _masks(coordinates, config.transforms)
+            ]
+        )
+
+    def layers_in_order(self) -> list[CouplingLayer]:
+        """The layers, first to last."""
+        found = []
+        for layer in self.layers:
+            moved, bins = int((~layer.mask).nonzero()), int(layer.shapes[0][0])  # type: ignore[operator,index]
+            found.append(CouplingLayer(moved, layer.hyper, bins, "zuko"))  # type: ignore[arg-type]
+        return found
+
+
+class ZukoAutoregressive(ZukoSplines):
+    """Each layer moves all coordinates, each given those before it; the order turns from layer to layer.
+
+    T takes one pass of the network per layer, its inverse as many as there are coordinates.
+    """
+
+    def __init__(self, coordinates: int, conditions: int, config: MapConfig) -> None:
+        order = torch.arange(coordinates)
+        super().__init__(
+            [
+                zuko.flows.MaskedAutoregressiveTransform(
+                    coordinates,
+                    conditions,
+                    order=order if layer % 2 == 0 else order.flip(0),
+                    **_zuko_options(config),
+                )
+                for layer in range(2 * config.transforms)
+            ]
+        )
+
+
+def _zuko_options(config: MapConfig) -> dict[str, Any]:
+    bins = config.spline_bins
+    return {
+        "univariate": _zuko_spline,
+        "shapes": [(bins,), (bins,), (bins - 1,)],
+        "hidden_features": (config.hidden_width,) * 2,
+        "activation": nn.SiLU,
+    }
 
 
 def _zuko_spline(
@@ -173,49 +196,42 @@ class _ContextNetwork(nn.Module):
         return result
 
 
-CouplingsFactory = Callable[[int, int, MapConfig], nn.Module]
-
-
-def zuko_couplings(coordinates: int, conditions: int, config: MapConfig) -> nn.Module:
-    """Coupling splines by zuko."""
+def build_splines(
+    coordinates: int, conditions: int, config: MapConfig
+) -> ZukoCouplings | ZukoAutoregressive | NflowsCouplings:
+    """The splines that a configuration asks for."""
+    if config.structure == "autoregressive":
+        return ZukoAutoregressive(coordinates, conditions, config)
+    if config.library == "nflows":
+        return NflowsCouplings(coordinates, conditions, config)
     return ZukoCouplings(coordinates, conditions, config)
 
 
-def nflows_couplings(coordinates: int, conditions: int, config: MapConfig) -> nn.Module:
-    """Coupling splines by nflows."""
-    return NflowsCouplings(coordinates, conditions, config)
-
-
-class FlowMap(CalibrationMap):
-    """T = couplings ∘ affine, both conditional on c and both the identity when new.
+class FlowMap(InvertibleMap):
+    """T = splines ∘ affine, both conditional on c and both the identity when new.
 
     The affine part carries what a detector does to first order (shift, scale,
     correlation); the splines carry the rest.
     """
 
-    couplings: ZukoCouplings | NflowsCouplings
+    splines: ZukoCouplings | ZukoAutoregressive | NflowsCouplings
 
-    def __init__(
-        self, coordinates: int, conditions: int, config: MapConfig, couplings: CouplingsFactory
-    ) -> None:
+    def __init__(self, coordinates: int, conditions: int, config: MapConfig) -> None:
         super().__init__()
         self.affine = AffineMap(coordinates, conditions, config.displacement_scale)
-        self.couplings = couplings(coordinates, conditions, config)  # type: ignore[assignment]
+        self.splines = build_splines(coordinates, conditions, config)
 
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:
-        return self.couplings.forward_and_log_det(self.affine(coordinates, conditions), conditions)[0]
+        return self.splines.forward_and_log_det(self.affine(coordinates, conditions), conditions)[0]
 
     def inverse_and_log_det(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        inner, log_det_couplings = self.couplings.inverse_and_log_det(coordinates, conditions)
+        inner, log_det_splines = self.splines.inverse_and_log_det(coordinates, conditions)
         outer, log_det_affine = self.affine.inverse_and_log_det(inner, conditions)
-        return outer, log_det_couplings + log_det_affine
+        return outer, log_det_splines + log_det_affine
 
     def stiffness(self) -> Float[Tensor, ""]:
         return self.affine.stiffness()
-
-
-__all__: Sequence[str] = ["FlowMap", "nflows_couplings", "zuko_couplings"]

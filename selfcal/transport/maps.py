@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,38 +12,26 @@ from torch import Tensor, nn
 
 from selfcal.config.run import MapConfig
 from selfcal.data.flavours import FLAVOURS
+from selfcal.errors import ConfigError
+
+Minimality = Literal["by construction", "by its price", "none"]
+"""Why a map moves jets no farther than it must: by its form, by the price of displacement, or not."""
 
 
 class CalibrationMap(nn.Module, ABC):
     """A map T(u | c) from simulation to data, the identity when new.
 
     u are standardised log-ratio coordinates (N, D), c the conditions (N, C);
-    everything is float64.
+    everything is float64. Families with an inverse are an :class:`InvertibleMap`.
     """
+
+    minimality: ClassVar[Minimality] = "by its price"
 
     @abstractmethod
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:
         """T(u | c): a simulated jet as it would look in data."""
-
-    @abstractmethod
-    def inverse_and_log_det(
-        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
-    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        """T⁻¹(u | c) and ln |det ∂T⁻¹/∂u|: what the likelihood of data needs."""
-
-    def inverse(
-        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
-    ) -> Float[Tensor, "jets coordinates"]:
-        """T⁻¹(u | c)."""
-        return self.inverse_and_log_det(coordinates, conditions)[0]
-
-    def log_abs_det_jacobian(
-        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
-    ) -> Float[Tensor, " jets"]:
-        """ln |det ∂T/∂u| at u."""
-        return -self.inverse_and_log_det(self(coordinates, conditions), conditions)[1]
 
     def displacement(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
@@ -56,8 +45,32 @@ class CalibrationMap(nn.Module, ABC):
         """Minus the log of the Gaussian prior on the map's own parameters, up to a constant."""
 
 
-class IdentityMap(CalibrationMap):
+class InvertibleMap(CalibrationMap):
+    """A map with an inverse and a Jacobian determinant: it can be fitted by the likelihood of data."""
+
+    @abstractmethod
+    def inverse_and_log_det(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        """T⁻¹(u | c) and ln |det ∂T⁻¹/∂u|, differentiable: what the likelihood of data needs."""
+
+    def inverse(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        """T⁻¹(u | c)."""
+        return self.inverse_and_log_det(coordinates, conditions)[0]
+
+    def log_abs_det_jacobian(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, " jets"]:
+        """ln |det ∂T/∂u| at u."""
+        return -self.inverse_and_log_det(self(coordinates, conditions), conditions)[1]
+
+
+class IdentityMap(InvertibleMap):
     """T(u) = u: the uncalibrated simulation."""
+
+    minimality = "by construction"
 
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
@@ -88,6 +101,24 @@ class FlavourMaps(nn.Module):
         assert isinstance(chosen, CalibrationMap)
         return chosen
 
+    def invertible(self, flavour: int) -> InvertibleMap:
+        """The map of one flavour, of a family with an inverse.
+
+        Raises
+        ------
+        ConfigError
+            If the family has none.
+        """
+        chosen = self.of(flavour)
+        if not isinstance(chosen, InvertibleMap):
+            raise ConfigError(
+                f"{type(chosen).__name__} has no inverse, which the likelihood of data needs",
+                where="calibration.map",
+                expected="a family with an inverse: flow, brenier, switch or identity",
+                fix="set calibration.map.fit_by: divergence, or choose another family",
+            )
+        return chosen
+
     def forward(
         self,
         coordinates: Float[Tensor, "jets coordinates"],
@@ -109,9 +140,16 @@ class FlavourMaps(nn.Module):
 
 def build_maps(config: MapConfig, coordinates: int, conditions: int) -> FlavourMaps:
     """The maps that a configuration asks for, as identities."""
-    from selfcal.transport.flow_map import FlowMap, nflows_couplings, zuko_couplings
+    from selfcal.transport.brenier_map import BrenierMap
+    from selfcal.transport.flow_map import FlowMap
+    from selfcal.transport.residual_map import ResidualMap
+    from selfcal.transport.switch_map import SwitchMap
 
-    if config.family == "identity":
-        return FlavourMaps(IdentityMap)
-    couplings = {"zuko": zuko_couplings, "nflows": nflows_couplings}[config.library]
-    return FlavourMaps(lambda: FlowMap(coordinates, conditions, config, couplings))
+    families: dict[str, Callable[[], CalibrationMap]] = {
+        "identity": IdentityMap,
+        "residual": lambda: ResidualMap(coordinates, conditions, config),
+        "brenier": lambda: BrenierMap(coordinates, conditions, config),
+        "flow": lambda: FlowMap(coordinates, conditions, config),
+        "switch": lambda: SwitchMap(coordinates, conditions, config),
+    }
+    return FlavourMaps(families[config.family])

@@ -62,11 +62,16 @@ def mixture_log_density(
     weights = torch.log_softmax(log_prior + log_fractions[data.region], dim=1)
     terms, moves = [], []
     for index in range(len(FLAVOURS)):
-        inner, log_det = maps.of(index).inverse_and_log_det(data.coordinates, data.conditions)
+        inner, log_det = maps.invertible(index).inverse_and_log_det(data.coordinates, data.conditions)
         log_p = densities.log_prob(index, inner, data.conditions, data.region)
         terms.append(weights[:, index] + log_p + log_det)
         moves.append((inner - data.coordinates).square().sum(1))
     return torch.stack(terms, 1), torch.stack(moves, 1)
+
+
+def displacement_price(config: MapConfig, coordinates: int) -> float:
+    """κ / (2 D s²) of a configuration: what a unit of E|T u - u|² costs the log-likelihood."""
+    return 0.5 * config.displacement_weight / (coordinates * config.displacement_scale**2)
 
 
 def fit_mixture(
@@ -106,7 +111,7 @@ def fit_mixture(
         optimiser, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=0.1
     )
     total = float(data.weight.sum())
-    cost_scale = 0.5 * config.displacement_weight / (data.coordinates.shape[1] * config.displacement_scale**2)
+    price = displacement_price(config, data.coordinates.shape[1])
     for step in range(steps):
         rows = torch.randint(len(data), (min(config.batch_size, len(data)),), generator=generator)
         batch = data.rows(rows)
@@ -116,7 +121,7 @@ def fit_mixture(
         responsibility = torch.softmax(terms.detach(), dim=1) * weight
         displacement = ((responsibility * moves).sum(0) / responsibility.sum(0).clamp_min(1e-3)).sum()
         log_likelihood = (batch.weight * torch.logsumexp(terms, dim=1)).sum() / batch.weight.sum()
-        prior = prior_cost(fractions, constraint) + maps.stiffness() + cost_scale * displacement
+        prior = prior_cost(fractions, constraint) + maps.stiffness() + price * displacement
         loss = prior / total - log_likelihood
         if not torch.isfinite(loss):
             raise FitError("the mixture likelihood is not finite", where=f"step {step}")

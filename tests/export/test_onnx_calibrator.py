@@ -11,6 +11,7 @@ import torch
 from selfcal.config.run import MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
+from selfcal.errors import ConfigError
 from selfcal.export.onnx_calibrator import as_arithmetic, rational_quadratic_spline, write_calibrator
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import Calibration
@@ -21,8 +22,8 @@ from selfcal.transport.maps import FlavourMaps, build_maps
 LIBRARIES = ["zuko", "nflows"]
 
 
-def perturbed_maps(library: str, transforms: int = 1) -> FlavourMaps:
-    maps = build_maps(MapConfig(library=library, transforms=transforms), 3, 2)
+def perturbed_maps(library: str, transforms: int = 1, family: str = "flow") -> FlavourMaps:
+    maps = build_maps(MapConfig(family=family, library=library, transforms=transforms), 3, 2)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in maps.parameters():
@@ -86,11 +87,14 @@ def test_the_spline_goes_through_its_knots_with_its_slopes():
     torch.testing.assert_close(slope[1:3], slopes[0, 1:3], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_onnx_runtime_moves_jets_as_the_calibration_does(library, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "library"),
+    [("flow", "zuko"), ("flow", "nflows"), ("residual", "zuko"), ("brenier", "zuko")],
+)
+def test_onnx_runtime_moves_jets_as_the_calibration_does(family, library, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
     pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
-    calibration = calibration_with(perturbed_maps(library))
+    calibration = calibration_with(perturbed_maps(library, family=family))
     path = write_calibrator(calibration, tmp_path / "calibrator.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for n in (2000, 1, 0):
@@ -114,3 +118,9 @@ def test_onnx_runtime_moves_jets_as_the_calibration_does(library, tmp_path):
     described = json.loads(session.get_modelmeta().custom_metadata_map["selfcal"])
     assert list(described["inputs"]) == [i.name for i in session.get_inputs()]
     assert described["classes"] == list(FLAVOURS)
+
+
+@pytest.mark.parametrize("settings", [{"family": "switch"}, {"structure": "autoregressive"}])
+def test_families_without_onnx_form_are_refused(settings):
+    with pytest.raises(ConfigError, match="no ONNX form"):
+        as_arithmetic(build_maps(MapConfig(**settings), 3, 2))

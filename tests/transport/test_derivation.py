@@ -38,11 +38,13 @@ def wrong_prior() -> CompositionPrior:
     return CompositionPrior(centre, 0.25 * centre)
 
 
-def prepare(world: SyntheticWorld, scratch: Path) -> tuple[ScoreFrame, Path]:
+def prepare(
+    world: SyntheticWorld, scratch: Path, config: CalibrationConfig = CONFIG
+) -> tuple[ScoreFrame, Path]:
     frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
     simulation = build_sample(world.simulation, REGIONS, frame)
     data = build_sample(world.data, REGIONS, frame)
-    return frame, write_inputs(scratch, simulation, data, wrong_prior(), CONFIG, seed=5)
+    return frame, write_inputs(scratch, simulation, data, wrong_prior(), config, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,28 @@ def test_light_jets_move_by_the_true_shift(calibration: Calibration, world: Synt
     )
     expected = SHIFTS[2] / np.array(calibration.frame.scale)
     assert np.abs((moved - before).mean(0).numpy() - expected).max() < 0.06
+
+
+@pytest.mark.parametrize("settings", [{"family": "residual"}, {"family": "brenier", "fit_by": "divergence"}])
+def test_maps_by_distance_move_light_jets_by_the_true_shift(
+    settings: dict[str, str], world: SyntheticWorld, tmp_path: Path
+) -> None:
+    """Families without likelihood: the same tasks, the same files, the distance in the fit."""
+    chosen = MapConfig(hidden_width=8, steps=100, learning_rate=1e-2, **settings)  # type: ignore[arg-type]
+    config = CONFIG.model_copy(update={"map": chosen})
+    frame, folder = prepare(world, tmp_path, config)
+    found = collect(derive(folder, 1, lambda done, total: None), REGIONS, frame)
+    save_calibration(found, chosen, tmp_path / "map")
+    found = load_calibration(tmp_path / "map")
+    jets = concatenate(list(world.simulation.values()))
+    light = jets.select(jets.flavour == 2)
+    before, after = (
+        frame.enter(torch.from_numpy(part.log_probability))
+        for part in (light, found.apply(light, found.nominal))
+    )
+    expected = SHIFTS[2] / np.array(frame.scale)
+    assert np.abs((after - before).mean(0).numpy() - expected).max() < 0.08
+    assert len(found.replicas) == config.bootstraps
 
 
 def test_numbers_depend_neither_on_interruption_nor_on_processes(

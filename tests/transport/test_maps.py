@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from selfcal.config.run import MapConfig
+from selfcal.errors import ConfigError
+from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.transport.affine_map import AffineMap
-from selfcal.transport.maps import CalibrationMap, IdentityMap, build_maps
+from selfcal.transport.latent_map import LatentMap, moved_log_probability
+from selfcal.transport.maps import CalibrationMap, InvertibleMap, build_maps
+
+
+def of_config(**settings: Any) -> Callable[[], CalibrationMap]:
+    return lambda: build_maps(MapConfig(**settings), 3, 2).of(0)
+
 
 BUILDERS: dict[str, Callable[[], CalibrationMap]] = {
-    "identity": IdentityMap,
+    "identity": of_config(family="identity"),
     "affine": lambda: AffineMap(3, 2, 0.3),
-    "flow by zuko": lambda: build_maps(MapConfig(library="zuko"), 3, 2).of(0),
-    "flow by nflows": lambda: build_maps(MapConfig(library="nflows"), 3, 2).of(0),
+    "coupling flow by zuko": of_config(family="flow", library="zuko"),
+    "autoregressive flow by zuko": of_config(family="flow", structure="autoregressive"),
+    "coupling flow by nflows": of_config(family="flow", library="nflows"),
+    "switch": of_config(family="switch"),
+    "switch, autoregressive": of_config(family="switch", structure="autoregressive"),
+    "brenier": of_config(family="brenier"),
+    "residual": of_config(family="residual"),
+    "latent": lambda: LatentMap(3, 2, MapConfig(), rank=2),
 }
+INVERTIBLE = [name for name, build in BUILDERS.items() if isinstance(build(), InvertibleMap)]
+
+
+def test_which_families_promise_an_inverse() -> None:
+    assert set(BUILDERS) - set(INVERTIBLE) == {"residual", "latent"}
 
 
 @pytest.fixture
@@ -45,9 +67,10 @@ def test_new_map_is_the_identity(name: str, points: tuple[Tensor, Tensor]) -> No
     assert built.stiffness() == 0
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", INVERTIBLE)
 def test_inverse_undoes_the_map(name: str, points: tuple[Tensor, Tensor]) -> None:
     built = perturbed(name)
+    assert isinstance(built, InvertibleMap)
     coordinates, conditions = points
     moved = built(coordinates, conditions)
     assert (built.inverse(moved, conditions) - coordinates).abs().max() <= 1e-8
@@ -55,9 +78,10 @@ def test_inverse_undoes_the_map(name: str, points: tuple[Tensor, Tensor]) -> Non
         assert (moved - coordinates).abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", INVERTIBLE)
 def test_log_determinant_is_that_of_the_jacobian(name: str, points: tuple[Tensor, Tensor]) -> None:
     built = perturbed(name)
+    assert isinstance(built, InvertibleMap)
     coordinates, conditions = points[0][:20], points[1][:20]
     jacobian = torch.stack(
         [
@@ -76,17 +100,43 @@ def test_a_jet_does_not_depend_on_the_others(name: str, points: tuple[Tensor, Te
     assert torch.allclose(built(*points)[7:8], alone, atol=1e-12)
 
 
-@pytest.mark.parametrize("library", ["zuko", "nflows"])
-def test_state_survives_a_round_trip(library: str, points: tuple[Tensor, Tensor]) -> None:
-    config = MapConfig(library=library)  # type: ignore[arg-type]
-    maps = build_maps(config, 3, 2)
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "identity"])
+def test_a_stored_map_gives_the_same_numbers(
+    name: str, points: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    built = perturbed(name)
+    write_arrays(tmp_path / "map.safetensors", {n: v.numpy() for n, v in built.state_dict().items()})
+    again = BUILDERS[name]().double()
+    stored = read_arrays(tmp_path / "map.safetensors")
+    again.load_state_dict({n: torch.from_numpy(v) for n, v in stored.items()})
+    assert torch.equal(built(*points), again(*points))
+
+
+def test_the_latent_map_moves_jets_in_few_directions_and_scores_through_the_head() -> None:
+    transport = LatentMap(128, 2, MapConfig(), rank=4)
+    head = torch.nn.Linear(128, 4).double()
+    draw = {"generator": torch.Generator().manual_seed(1), "dtype": torch.float64}
+    latent, conditions = torch.randn(50, 128, **draw), torch.randn(50, 2, **draw)
+    before = torch.log_softmax(head(latent), dim=1)
+    assert torch.equal(moved_log_probability(transport, head, latent, conditions), before)
     with torch.no_grad():
-        for parameter in maps.parameters():
-            parameter += 0.1
-    again = build_maps(config, 3, 2)
-    again.load_state_dict(maps.state_dict())
-    flavour = torch.arange(300) % 4
-    assert torch.equal(maps(points[0], flavour, points[1]), again(points[0], flavour, points[1]))
+        for parameter in transport.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, **draw)
+        move = transport(latent, conditions) - latent
+        after = moved_log_probability(transport, head, latent, conditions)
+    assert torch.linalg.matrix_rank(move, rtol=1e-9) == 4
+    assert torch.allclose(after, torch.log_softmax(head(latent + move), dim=1), atol=1e-12)
+    assert (after - before).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("family", ["residual"])
+def test_a_family_without_inverse_refuses_the_likelihood(family: str) -> None:
+    with pytest.raises(ConfigError, match="no inverse"):
+        build_maps(MapConfig(family=family), 3, 2).invertible(0)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="no inverse"):
+        MapConfig(family=family, fit_by="likelihood")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="by zuko only"):
+        MapConfig(structure="autoregressive", library="nflows")
 
 
 def test_each_jet_takes_the_map_of_its_flavour(points: tuple[Tensor, Tensor]) -> None:
