@@ -208,4 +208,19 @@ def render_report(reports: Sequence[Mapping[str, Any]]) -> str:
             f"{folds['derive']:>8}{folds['measure']:>9}"
             + "".join(f"{flavours[name] if flavours else '-':>8}" for name in FLAVOURS)
         )
-    return "\n".join(lines)
+    remarks = [remark for report in reports if report["checked_files"] for remark in _remarks(report)]
+    return "\n".join([*lines, *remarks])
+
+
+def _remarks(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table should know of a dataset: weights, accepted findings, dropped tracks."""
+    name, selected = report["name"], report["selected"]
+    remarks = []
+    if selected and abs(report["effective_size"] - selected) > 1e-6 * selected:
+        remarks.append(
+            f"{name}: weights leave an effective sample of {report['effective_size']:.0f} jets"
+            f" ({report['negative_weights']} weights are negative)"
+        )
+    remarks += [f"{name}: accepted {row['guard']}: {row['reason']}" for row in report["accepted"]]
+    remarks += [f"{name}: left out of tracks: {count} {what}" for what, count in report["tracks_dropped"].items()]
+    return remarks

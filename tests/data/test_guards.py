@@ -18,7 +18,7 @@ from selfcal.data.guards import DatasetGuard, jet_keys, overlap_problems
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset
-from selfcal.data.validation import validate_dataset
+from selfcal.data.validation import render_report, validate_dataset
 from selfcal.errors import DataError
 
 SELECTION = DataConfig(cards=("any",))
@@ -97,6 +97,8 @@ def test_an_override_is_recorded_with_its_evidence(tmp_path: Path, jets: Jets, g
     (accepted,) = check(tmp_path, wrong, accept={guard: REASON})["accepted"]
     assert (accepted["guard"], accepted["reason"]) == (guard, REASON)
     assert "quantiles" in accepted["found"]
+    report = check(tmp_path, wrong, accept={guard: REASON})
+    assert f"sim: accepted {guard}: {REASON}" in render_report([report])
 
 
 def test_duplicates_over_chunks_and_files(tmp_path: Path, jets: Jets) -> None:
@@ -114,6 +116,8 @@ def test_negative_weights_are_counted_and_cost_effective_size(tmp_path: Path, je
     negative = report["negative_weights"]
     assert 0 < negative < n
     assert report["effective_size"] == pytest.approx((n - 2 * negative) ** 2 / n)
+    said = f"effective sample of {report['effective_size']:.0f} jets ({negative} weights are negative)"
+    assert said in render_report([report])
     with pytest.raises(DataError, match=r"add up to .*, not above zero"):
         check(tmp_path, replace(jets, weight=-np.ones(len(jets))), weights="event")
 
