@@ -222,5 +222,5 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
             f" ({report['negative_weights']} weights are negative)"
         )
     remarks += [f"{name}: accepted {row['guard']}: {row['reason']}" for row in report["accepted"]]
-    remarks += [f"{name}: left out of tracks: {count} {what}" for what, count in report["tracks_dropped"].items()]
-    return remarks
+    dropped = report["tracks_dropped"].items()
+    return [*remarks, *(f"{name}: left out of tracks: {count} {what}" for what, count in dropped if count)]
