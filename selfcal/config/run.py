@@ -354,6 +354,10 @@ class FitConfig(Configured):
     ``external`` are scale factors of flavours that no region determines. ``same_sign`` names for a region the
     control sample of the same sign whose jets are subtracted from it (see ``selfcal.likelihood.same_sign``).
 
+    In ``two_jet_region`` the pairs of jets of one event are fitted as well (``two_jets.json``), with a
+    relative uncertainty ``two_jet_mixed_width`` of the simulated pairs with one b jet, and
+    ``two_jet_neither_width`` of those without.
+
     A systematic variation whose relative shift stays below ``prune_below`` in all bins of a channel is left
     out there; ``smoothing_degree`` replaces the shifts of map models and extrapolation by polynomials of
     that degree along the discriminant. What both changed is in ``fit.json`` (``variations``).
@@ -374,6 +378,9 @@ class FitConfig(Configured):
     free_flavours: tuple[FlavourName, ...] = ()
     external: tuple[ExternalPrior, ...] = ()
     same_sign: dict[str, str] = {}
+    two_jet_region: str | None = None
+    two_jet_mixed_width: Positive = 0.5
+    two_jet_neither_width: Positive = 0.3
     map_variance_kept: Probability = 0.99
     residual_width: dict[FlavourName, Positive] = {"b": 0.10, "c": 0.10, "light": 0.3, "tau": 0.2}
     pt_shape_width: Positive = 0.10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from selfcal.config.run import FitConfig
-from selfcal.errors import FitError
+from selfcal.errors import ConfigError, FitError
 from selfcal.likelihood.asimov import blinded_templates
-from selfcal.likelihood.build import build_templates, measure_fold, write_discriminants
+from selfcal.likelihood.build import MeasureFold, build_templates, measure_fold, write_discriminants
 from selfcal.likelihood.external import with_external
 from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
@@ -31,11 +31,12 @@ from selfcal.likelihood.same_sign import subtract_same_sign
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
 from selfcal.likelihood.templates import Templates, templates_json
 from selfcal.likelihood.toy_fits import toy_goodness
+from selfcal.likelihood.two_jets import FractionWidths, expected_counts, pair_counts, two_jets_json
 from selfcal.likelihood.two_roads import MapFactors, agreement, map_factors, two_roads_json
 from selfcal.likelihood.workspace import SAME_SIGN, build_workspace, treated_shifts
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
-from selfcal.transport.calibration import load_calibration
+from selfcal.transport.calibration import Calibration, load_calibration
 
 DISCRIMINANTS = "discriminants.safetensors"
 
@@ -112,6 +113,8 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
         "impacts.json": impact_table(measured, config.fit),
         "two_roads.json": two_roads(measured),
     }
+    if config.fit.two_jet_region is not None:
+        contents["two_jets.json"] = two_jets(fold, calibration, config.fit, blind=blind)
     if config.fit.scanned_working_points:
         contents["scans.json"] = scans(measured, config.fit)
     for name, content in contents.items():
@@ -166,6 +169,35 @@ def impact_table(measured: Measurement, config: FitConfig) -> dict[str, Any]:
     chosen = strongest(found, factors, config.impacts_refitted)
     refitted = refitted_impacts(model, result, factors, chosen)
     return impacts_json(found, refitted, factors, config.impacts_listed)
+
+
+def two_jets(
+    fold: MeasureFold, calibration: Calibration, config: FitConfig, *, blind: bool
+) -> dict[str, Any]:
+    """The content of ``two_jets.json``: b scale factors from the pairs of jets of ``two_jet_region``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such region.
+    DataError, FitError
+        If there are no pairs, or their fit does not converge.
+    """
+    region = config.two_jet_region
+    if region not in fold.data:
+        raise ConfigError(
+            f"no region '{region}'",
+            where="fit.two_jet_region",
+            expected=f"a region among {', '.join(fold.data)}",
+        )
+    data, simulation = fold.data[region], fold.simulation[region]
+    samples = (data, calibration.apply(simulation, calibration.nominal), fold.nominal[region])
+    one, two, three = (fold.discriminant(jets) for jets in samples)
+    counts = pair_counts(*samples, (one, two, three), fold.binning, config.residual_width["light"])
+    widths = FractionWidths(config.two_jet_mixed_width, config.two_jet_neither_width)
+    if blind:
+        counts = replace(counts, observed=expected_counts(counts, widths))
+    return two_jets_json(counts, widths, blinded=blind)
 
 
 def scans(measured: Measurement, config: FitConfig) -> dict[str, Any]:
