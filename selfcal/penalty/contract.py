@@ -44,6 +44,7 @@ class Penalty(nn.Module, ABC):
     drives_calibration : whether maps and fractions may be fitted by it. Where not, they follow the energy
         distance, and only the tagger sees this penalty.
     pure_regions_only : whether it is used only where one flavour dominates
+    has_floor : whether D up to its noise floor is of no interest. A cost rather than a distance has none.
     leading_share : λ_1 / Σλ_i of its null distribution in units of :meth:`scale`; None: to be measured
     """
 
@@ -53,6 +54,7 @@ class Penalty(nn.Module, ABC):
     needs_flavours: ClassVar[bool] = False
     drives_calibration: ClassVar[bool] = True
     pure_regions_only: ClassVar[bool] = False
+    has_floor: ClassVar[bool] = True
     leading_share: ClassVar[float | None] = None
 
     def forward(self, simulation: PenaltySample, data: PenaltySample) -> Float[Tensor, ""]:

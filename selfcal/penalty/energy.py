@@ -10,6 +10,11 @@ from torch import Tensor
 
 from selfcal.penalty.contract import Penalty, PenaltySample
 
+LEADING_SHARE = 0.15
+"""Share of the leading direction in the null expectation of n D, Σλ_i with D quadratic in
+directions of strength λ_i: with weight 1/(2 λ_1) the leading one counts like a likelihood and
+all others less."""
+
 
 def pair_distances(x: Float[Tensor, "n features"], y: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
     """Euclidean distances |x_i - y_j|, with a defined (zero) gradient where they vanish."""
@@ -57,7 +62,7 @@ class EnergyPenalty(Penalty):
     name: ClassVar[str] = "energy"
     signed_weights: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
-    leading_share: ClassVar[float | None] = 0.15
+    leading_share: ClassVar[float | None] = LEADING_SHARE
 
     def distance(self, simulation: PenaltySample, data: PenaltySample) -> Float[Tensor, ""]:
         return energy_distance(simulation.points, data.points, simulation.weight, data.weight)

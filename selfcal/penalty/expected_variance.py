@@ -66,6 +66,7 @@ class ExpectedVariance(Penalty):
     signed_weights: ClassVar[bool] = True
     unbiased: ClassVar[bool] = False
     needs_flavours: ClassVar[bool] = True
+    has_floor: ClassVar[bool] = False
     drives_calibration: ClassVar[bool] = False
 
     def __init__(self, region: BinnedRegion) -> None:

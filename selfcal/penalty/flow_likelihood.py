@@ -25,6 +25,7 @@ class FlowLikelihood(LearntPenalty):
     name: ClassVar[str] = "flow_likelihood"
     signed_weights: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
+    leading_share: ClassVar[float | None] = 1.0  # n D / 2 is a log-likelihood already
 
     def __init__(self, features: int, hidden_width: int = 32) -> None:
         super().__init__()

@@ -6,10 +6,11 @@ Minimised over the tagger φ, the stiff maps T and the fractions π together:
       + μ Σ_r [D_r - ε_r]₊ / E_r            (reaches φ)
       + Σ_r n_r D_r / (2 s E_r) + prior(π) + stiffness(T)      (reaches T and π)
 
-Steps alternate between φ and (T, π). D_r is the energy distance of region r in a frame
-of coordinates fixed before the stage starts, E_r its scale, ε_r the spread of its
-moving average under the null. The hinge acts on the moving average, because on a
-single minibatch it is biased.
+Steps alternate between φ and (T, π). D_r is the penalty of region r in a frame of coordinates
+fixed before the stage starts, E_r its unit, ε_r its noise floor (:mod:`region_penalties`), s the leading
+share of its null distribution. The hinge acts on a moving average (:mod:`constraints`). (T, π) follow
+the energy distance where the penalty is none that could determine them. A penalty that is seen
+through networks of its own trains them by one step for each step of φ.
 """
 
 from __future__ import annotations
@@ -29,31 +30,29 @@ from torch import Tensor, nn
 from selfcal.config.run import JointConfig, TrainingConfig
 from selfcal.data.flavours import LIGHT, B
 from selfcal.errors import FitError
-from selfcal.penalty.energy import mean_distance_within
+from selfcal.penalty.contract import LearntPenalty
 from selfcal.tagger.batching import TensorJets
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.working_points import area_under_curve
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
+from selfcal.training.constraints import Constraints
 from selfcal.training.evaluation import log_probabilities
 from selfcal.training.objectives import supervised_loss
+from selfcal.training.region_penalties import PenaltyInputs, RegionPenalty, prepare_penalties
+from selfcal.training.separation import Separation, lost_information, measure_separation
 from selfcal.transport.composition import (
-    LEADING_SHARE,
     Composition,
     CompositionFit,
     CompositionPrior,
-    distance_features,
+    penalty_samples,
     prior_cost,
     region_distance,
 )
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.sample import Sample, simulated_fractions
 
-AVERAGE_KEPT = 0.95
-"""Memory of the moving average of each D_r: about twenty minibatches."""
-
-NULL_DRAWS = 24
-"""Simulation-against-simulation distances from which the noise floor ε_r is taken."""
+Rows = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,35 @@ class JointSample:
 
     jets: TensorJets
     sample: Sample
+
+
+@dataclass(frozen=True)
+class JointInputs:
+    """Everything the joint stage starts from.
+
+    Attributes
+    ----------
+    tagger : changed in place
+    simulation, data : of the train fold
+    validation : simulated jets kept aside, with their ``validation_region`` (V,)
+    frame : the fixed coordinates in which distances are measured
+    prior, start : of the fractions; fractions and stiff maps fitted with the tagger as it is
+    varied : gives, for an epoch, the jets of ``simulation`` in another detector, row by row; None: no such
+        variation
+    """
+
+    tagger: FlavourTagger
+    simulation: JointSample
+    data: JointSample
+    validation: TensorJets
+    validation_region: np.ndarray[Any, Any]
+    frame: ScoreFrame
+    prior: CompositionPrior
+    start: CompositionFit
+    config: JointConfig
+    training: TrainingConfig
+    seed: int
+    varied: Callable[[int], TensorJets] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,136 +104,104 @@ class JointResult:
 class _Learnt(nn.Module):
     """Everything that the joint stage changes, as one module with one optimiser."""
 
-    def __init__(self, tagger: FlavourTagger, start: CompositionFit) -> None:
+    def __init__(self, tagger: FlavourTagger, start: CompositionFit, critics: list[LearntPenalty]) -> None:
         super().__init__()
         self.tagger = tagger
         self.composition = Composition(start.fractions)
         self.maps = start.maps.requires_grad_()
+        self.critics = nn.ModuleList(critics)
 
     def calibration(self) -> list[nn.Parameter]:
         return [*self.composition.parameters(), *self.maps.parameters()]
 
 
 def train_jointly(
-    tagger: FlavourTagger,
-    simulation: JointSample,
-    data: JointSample,
-    validation: TensorJets,
-    frame: ScoreFrame,
-    prior: CompositionPrior,
-    start: CompositionFit,
-    config: JointConfig,
-    training: TrainingConfig,
+    inputs: JointInputs,
     *,
-    seed: int,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> JointResult:
-    """Change ``tagger`` in place; an epoch that costs more than ``auc_loss_max`` is undone.
+    """Change the tagger in place; an epoch after which it says too little is undone.
 
-    The cap is relative: AUC(b against light) on ``validation`` may fall by that share of
-    what it was before. Killed and called again, it continues from the last epoch.
+    AUC(b against light) on the validation jets may fall by the part ``auc_loss_max`` of what it was
+    before, and the separation of any two flavours within regions by what :mod:`separation` allows. Killed
+    and called again, it continues from the last epoch.
 
     Raises
     ------
     FitError
         If the objective becomes NaN or infinite.
+    ConfigError, DataError
+        If the penalty cannot be used with these regions or weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        stage = _JointStage(tagger, simulation, data, validation, frame, prior, start, config, training, seed)
-        return stage.run(checkpoint, on_step or (lambda _done, _total: None))
+        torch.manual_seed(inputs.seed)
+        return _JointStage(inputs).run(checkpoint, on_step or (lambda _done, _total: None))
 
 
 class _JointStage:
-    def __init__(
-        self,
-        tagger: FlavourTagger,
-        simulation: JointSample,
-        data: JointSample,
-        validation: TensorJets,
-        frame: ScoreFrame,
-        prior: CompositionPrior,
-        start: CompositionFit,
-        config: JointConfig,
-        training: TrainingConfig,
-        seed: int,
-    ) -> None:
-        self.simulation, self.data, self.validation = simulation, data, validation
-        self.frame, self.prior, self.config, self.training = frame, prior, config, training
-        self.seed = seed
-        self.regions = len(prior.fractions)
-        self.simulated = simulated_fractions(simulation.sample, self.regions)
-        self.learnt = _Learnt(tagger, start)
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": list(tagger.parameters()), "lr": config.learning_rate},
-                {"params": self.learnt.calibration(), "lr": config.map_learning_rate},
-            ],
-            weight_decay=0.0,
-        )
-        self.steps_per_epoch = max(1, len(simulation.jets) // config.batch_size)
-        self.rows = [
+    def __init__(self, inputs: JointInputs) -> None:
+        self.inputs, self.config, self.seed = inputs, inputs.config, inputs.seed
+        self.simulation, self.data = inputs.simulation, inputs.data
+        self.regions = len(inputs.prior.fractions)
+        self.simulated = simulated_fractions(self.simulation.sample, self.regions)
+        self.per_region = max(64, self.config.batch_size // self.regions)
+        self.rows: Rows = [
             (
-                (simulation.sample.region == region).nonzero().squeeze(1).numpy(),
-                (data.sample.region == region).nonzero().squeeze(1).numpy(),
+                (self.simulation.sample.region == region).nonzero().squeeze(1).numpy(),
+                (self.data.sample.region == region).nonzero().squeeze(1).numpy(),
             )
             for region in range(self.regions)
         ]
-        self.scale, self.floor = self._null_distances()
-        # Starts at the floor: the hinge closes only where the data ask for it.
-        self.average = [floor.clone() for floor in self.floor]
+        self.penalties = self._prepared(self.config.penalty)
+        drives = self.penalties[0].penalty.drives_calibration
+        self.calibrating = self.penalties if drives else self._prepared("energy")
+        self.constraints = Constraints([one.floor for one in self.penalties], self.config)
+        critics = [one.penalty for one in self.penalties if isinstance(one.penalty, LearntPenalty)]
+        self.learnt = _Learnt(inputs.tagger, inputs.start, critics)
+        groups = [
+            {"params": list(inputs.tagger.parameters()), "lr": self.config.learning_rate},
+            {"params": self.learnt.calibration(), "lr": self.config.map_learning_rate},
+        ]
+        if critics:
+            critic_parameters = list(self.learnt.critics.parameters())
+            groups.append({"params": critic_parameters, "lr": self.config.critic_learning_rate})
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.steps_per_epoch = max(1, len(self.simulation.jets) // self.config.batch_size)
 
-    def _null_distances(self) -> tuple[list[float], list[Tensor]]:
-        """E_r of each region's data, and the spread of the averaged distance for equal laws."""
-        generator = np.random.default_rng([self.seed, 1])
-        scales, floors = [], []
-        per_region = self._per_region()
-        for _, observed in self.rows:
-            draws = []
-            for _ in range(NULL_DRAWS):
-                chosen = torch.from_numpy(
-                    generator.choice(observed, min(2 * per_region, len(observed)), replace=False)
-                )
-                features = distance_features(self.data.sample.rows(chosen))
-                half = len(features) // 2
-                ones = torch.ones(half, dtype=torch.float64)
-                within = mean_distance_within(features[:half], ones)
-                other = mean_distance_within(features[half : 2 * half], ones)
-                between = torch.cdist(features[:half], features[half : 2 * half]).mean()
-                draws.append(2 * between - within - other)
-            some = torch.from_numpy(generator.choice(observed, min(2000, len(observed)), replace=False))
-            part = distance_features(self.data.sample.rows(some))
-            scale = float(mean_distance_within(part, torch.ones(len(part), dtype=torch.float64)))
-            spread = torch.stack(draws).std() * ((1 - AVERAGE_KEPT) / (1 + AVERAGE_KEPT)) ** 0.5
-            scales.append(scale)
-            floors.append(spread / scale)
-        return scales, floors
-
-    def _per_region(self) -> int:
-        return max(64, self.config.batch_size // self.regions)
+    def _prepared(self, name: str) -> list[RegionPenalty]:
+        inputs = PenaltyInputs(
+            self.simulation.sample,
+            self.data.sample,
+            self.rows,
+            self.simulated,
+            self.inputs.frame,
+            self.inputs.prior,
+            self.inputs.start,
+            self.per_region,
+        )
+        return prepare_penalties(name, inputs, self.config, np.random.default_rng([self.seed, 1]))
 
     def run(self, checkpoint: Path | None, on_step: Callable[[int, int], None]) -> JointResult:
         tagger = self.learnt.tagger
-        reference = self._validation_auc()
+        reference, separated = self._validated()
         fingerprint = self._fingerprint(tagger)
         state = load_checkpoint(checkpoint, self.learnt, self.optimiser, fingerprint) if checkpoint else None
         if state is None:
             state = TrainingState(best=_copy(tagger), best_epoch=0)
         else:
-            self.average = [
-                torch.tensor(value, dtype=torch.float64) for value in state.history[-1]["averages"]
-            ]
+            self.constraints.continue_from(state.history[-1])
         total = self.config.epochs * self.steps_per_epoch
         stopped = "all epochs done"
         while state.epoch < self.config.epochs:
+            varied = self.inputs.varied(state.epoch) if self.inputs.varied else None
             sums = np.zeros(3)
             for step in range(self.steps_per_epoch):
                 done = state.epoch * self.steps_per_epoch + step
-                sums += self._tagger_step(done)
+                sums += self._tagger_step(done, varied)
                 self._calibration_step(done)
                 on_step(done + 1, total)
-            auc = self._validation_auc()
+            auc, separation = self._validated()
             state.epoch += 1
             means = sums / self.steps_per_epoch
             state.history.append(
@@ -215,13 +211,16 @@ class _JointStage:
                     "tagger_loss": means[0],
                     "transported_loss": means[1],
                     "penalty": means[2],
-                    "averages": [float(value) for value in self.average],
-                    "floors": [float(value) for value in self.floor],
+                    **self.constraints.as_row(),
                     "validation_auc": auc,
+                    **separation.as_row(),
                 }
             )
+            lost = lost_information(separated, separation)
             if auc < (1.0 - self.config.auc_loss_max) * reference:
-                stopped = f"epoch {state.epoch} undone: AUC {auc:.4f} against {reference:.4f} before"
+                lost.insert(0, f"AUC {auc:.4f} against {reference:.4f} before")
+            if lost:
+                stopped = f"epoch {state.epoch} undone: {'; '.join(lost)}"
                 break
             state.best, state.best_epoch = _copy(tagger), state.epoch
             if checkpoint:
@@ -232,14 +231,14 @@ class _JointStage:
 
     def _fingerprint(self, tagger: FlavourTagger) -> str:
         digest = hashlib.sha256(self.config.model_dump_json().encode())
-        digest.update(self.training.model_dump_json().encode())
-        digest.update(repr((self.seed, self.frame)).encode())
+        digest.update(self.inputs.training.model_dump_json().encode())
+        digest.update(repr((self.seed, self.inputs.frame)).encode())
         tensors = [
             *tagger.state_dict().values(),
             *self.learnt.composition.state_dict().values(),
             *self.learnt.maps.state_dict().values(),
-            self.prior.fractions,
-            self.prior.uncertainty,
+            self.inputs.prior.fractions,
+            self.inputs.prior.uncertainty,
         ]
         for sample in (self.simulation.sample, self.data.sample):
             tensors += [getattr(sample, field.name) for field in fields(sample)]
@@ -247,17 +246,20 @@ class _JointStage:
             digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _validation_auc(self) -> float:
-        log_p, _ = log_probabilities(self.learnt.tagger, self.validation)
-        flavour = self.validation.flavour.numpy()
-        d_b, weight = discriminant_b(log_p), self.validation.weight.numpy().astype(np.float64)
+    def _validated(self) -> tuple[float, Separation]:
+        """AUC of D_b for b against light, and the separation of all flavours."""
+        validation = self.inputs.validation
+        log_p, _ = log_probabilities(self.learnt.tagger, validation)
+        flavour = validation.flavour.numpy()
+        d_b, weight = discriminant_b(log_p), validation.weight.numpy().astype(np.float64)
         b, light = flavour == B, flavour == LIGHT
-        return area_under_curve(d_b[b], d_b[light], weight[b], weight[light])
+        auc = area_under_curve(d_b[b], d_b[light], weight[b], weight[light])
+        return auc, measure_separation(log_p, flavour, self.inputs.validation_region, weight)
 
-    def _draw(self, done: int, purpose: int) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    def _draw(self, done: int, purpose: int) -> Rows:
         """Rows of this step's jets per region, a function of (seed, step, purpose) alone."""
         generator = np.random.default_rng([self.seed, 2, done, purpose])
-        size = self._per_region()
+        size = self.per_region
         return [
             (
                 generator.choice(sim, min(size, len(sim)), replace=False),
@@ -272,19 +274,20 @@ class _JointStage:
 
     def _at(self, source: JointSample, rows: np.ndarray[Any, Any], logits: Tensor) -> Sample:
         part = source.sample.rows(torch.from_numpy(rows))
-        coordinates = self.frame.enter(F.log_softmax(logits.double(), dim=1))
+        coordinates = self.inputs.frame.enter(F.log_softmax(logits.double(), dim=1))
         return Sample(coordinates, part.conditions, part.flavour, part.region, part.event, part.weight)
 
-    def _distances(self, pairs: list[tuple[Sample, Sample]], fractions: Tensor) -> list[Tensor]:
-        return [
-            region_distance(
-                sim, obs, self.learnt.maps, fractions[region] / self.simulated[region].clamp_min(1e-9)
-            )
-            / self.scale[region]
-            for region, (sim, obs) in enumerate(pairs)
-        ]
+    def _ratio(self, region: int, fractions: Tensor) -> Tensor:
+        return fractions[region] / self.simulated[region].clamp_min(1e-9)
 
-    def _tagger_step(self, done: int) -> Float[np.ndarray, " 3"]:
+    def _distance(
+        self, penalties: list[RegionPenalty], region: int, pair: tuple[Sample, Sample], fractions: Tensor
+    ) -> Tensor:
+        """D_r / E_r."""
+        chosen, ratio = penalties[region], self._ratio(region, fractions)
+        return region_distance(*pair, self.learnt.maps, ratio, chosen.penalty) / chosen.unit
+
+    def _tagger_step(self, done: int, varied: TensorJets | None) -> Float[np.ndarray, " 3"]:
         tagger = self.learnt.tagger
         tagger.train()
         loss_tagger = torch.zeros(())
@@ -292,23 +295,30 @@ class _JointStage:
         pairs = []
         for sim_rows, data_rows in self._draw(done, 0):
             batch = self.simulation.jets.batch(sim_rows)
-            loss, output = supervised_loss(tagger, batch, self.training)
-            simulated = self._at(self.simulation, sim_rows, output.logits)
-            observed = self._scored(self.data, data_rows)
-            pairs.append((simulated, observed))
-            loss_tagger = loss_tagger + loss.total
+            if varied is None:
+                loss, output = supervised_loss(tagger, batch, self.inputs.training)
+                simulated = self._at(self.simulation, sim_rows, output.logits)
+                loss_tagger = loss_tagger + loss.total
+            else:
+                loss, output = supervised_loss(tagger, varied.batch(sim_rows), self.inputs.training)
+                simulated = self._scored(self.simulation, sim_rows)
+                loss_tagger = loss_tagger + loss.total
+                moved = self._at(self.simulation, sim_rows, output.logits).coordinates
+                apart = (moved - simulated.coordinates).square().mean()
+                loss_tagger = loss_tagger + self.config.consistency_weight * apart
+            pairs.append((simulated, self._scored(self.data, data_rows)))
             moved = self.learnt.maps(simulated.coordinates, simulated.flavour, simulated.conditions)
-            log_p = self.frame.leave(moved).gather(1, simulated.flavour[:, None])[:, 0]
+            log_p = self.inputs.frame.leave(moved).gather(1, simulated.flavour[:, None])[:, 0]
             transported = transported - (simulated.weight * log_p).sum() / simulated.weight.sum()
         with torch.no_grad():
             fractions = self.learnt.composition()
+        self._critic_step(pairs, fractions, done)
         penalty = torch.zeros((), dtype=torch.float64)
-        for region, distance in enumerate(self._distances(pairs, fractions)):
-            self.average[region] = (
-                AVERAGE_KEPT * self.average[region] + (1 - AVERAGE_KEPT) * distance.detach()
-            )
-            if self.average[region] > self.floor[region]:
-                penalty = penalty + distance
+        for region, pair in enumerate(pairs):
+            if self.penalties[region].active:
+                distance = self._distance(self.penalties, region, pair, fractions)
+                if weight := self.constraints.observe(region, distance):
+                    penalty = penalty + weight * distance
         objective = (
             loss_tagger / self.regions + transported / self.regions + self.config.penalty_weight * penalty
         )
@@ -321,6 +331,19 @@ class _JointStage:
             ]
         )
 
+    def _critic_step(self, pairs: list[tuple[Sample, Sample]], fractions: Tensor, done: int) -> None:
+        """One step of the penalties' own networks, if they have any, on the jets of the tagger's step."""
+        if not len(self.learnt.critics):
+            return
+        loss = torch.zeros((), dtype=torch.float64)
+        for region, pair in enumerate(pairs):
+            one = self.penalties[region]
+            if one.active and isinstance(one.penalty, LearntPenalty):
+                with torch.no_grad():
+                    samples = penalty_samples(*pair, self.learnt.maps, self._ratio(region, fractions))
+                loss = loss + one.penalty.critic_loss(*samples)
+        self._step(loss, list(self.learnt.critics.parameters()), done)
+
     def _calibration_step(self, done: int) -> None:
         with torch.no_grad():
             pairs = [
@@ -328,10 +351,12 @@ class _JointStage:
                 for sim, obs in self._draw(done, 1)
             ]
         fractions = self.learnt.composition()
-        loss = prior_cost(fractions, self.prior) + self.learnt.maps.stiffness()
-        for region, distance in enumerate(self._distances(pairs, fractions)):
+        loss = prior_cost(fractions, self.inputs.prior) + self.learnt.maps.stiffness()
+        for region, pair in enumerate(pairs):
             sim, obs = (len(rows) for rows in self.rows[region])
-            loss = loss + 0.5 / LEADING_SHARE * sim * obs / (sim + obs) * distance
+            distance = self._distance(self.calibrating, region, pair, fractions)
+            share = self.calibrating[region].leading_share
+            loss = loss + 0.5 / share * sim * obs / (sim + obs) * distance
         self._step(loss, self.learnt.calibration(), done)
 
     def _step(self, loss: Tensor, parameters: list[nn.Parameter], done: int) -> None:
@@ -347,7 +372,7 @@ class _JointStage:
         for parameter in self.learnt.parameters():
             if id(parameter) not in others:
                 parameter.grad = None
-        nn.utils.clip_grad_norm_(parameters, self.training.gradient_clip)
+        nn.utils.clip_grad_norm_(parameters, self.inputs.training.gradient_clip)
         self.optimiser.step()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from selfcal.data.folds import Fold
@@ -16,9 +18,10 @@ from selfcal.run.metrics import append_metrics, drop_metrics
 from selfcal.tagger.batching import TensorJets, join
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.control_regions import cards_of, composition_prior
-from selfcal.training.joint import JointSample, train_jointly
+from selfcal.training.joint import JointInputs, JointSample, train_jointly
 from selfcal.training.samples import Correction, for_validation, jets_in_fold
 from selfcal.training.scores_stage import scored, scorer_of
+from selfcal.training.varied_detector import random_detector, varied_tensors
 from selfcal.transport.composition import fit_composition
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.sample import build_sample, simulated_fractions
@@ -33,8 +36,10 @@ def run_joint_training(
     """
     config = context.config
     tensors: dict[str, list[TensorJets]] = {"simulation": [], "data": [], "validation": []}
+    simulated: list[Jets] = []
+    validation_region: list[int] = []
     scores: dict[str, dict[str, ScoredJets]] = {"simulation": {}, "data": {}}
-    for region in regions:
+    for number, region in enumerate(regions):
         for role in ("simulation", "data"):
             parts: list[ScoredJets] = []
             for card in cards_of(context, role, region):
@@ -43,7 +48,9 @@ def run_joint_training(
                     if role == "simulation":
                         chosen = for_validation(jets, config.training.validation_fraction)
                         tensors["validation"].append(bundle.tensors(jets.select(chosen)))
+                        validation_region += [number] * int(chosen.sum())
                         kept = jets.select(~chosen)
+                        simulated.append(kept)
                     tensors[role].append(bundle.tensors(kept))
                     parts.append(_scored(bundle, kept, region))
             scores[role][region] = join_datasets(parts)
@@ -62,17 +69,25 @@ def run_joint_training(
     )
     steps = calibration.joint.epochs * max(1, len(samples["simulation"]) // calibration.joint.batch_size)
     tracker = context.progress("joint training", steps)
+    varied = None
+    if calibration.joint.vary_detector:
+        detector = random_detector(context, simulated)
+        varied = partial(varied_tensors, simulated, bundle.tensors, detector)
     result = train_jointly(
-        bundle.model,
-        JointSample(join(tensors["simulation"]), samples["simulation"]),
-        JointSample(join(tensors["data"]), samples["data"]),
-        join(tensors["validation"]),
-        frame,
-        prior,
-        start,
-        calibration.joint,
-        config.training,
-        seed=config.seed,
+        JointInputs(
+            bundle.model,
+            JointSample(join(tensors["simulation"]), samples["simulation"]),
+            JointSample(join(tensors["data"]), samples["data"]),
+            join(tensors["validation"]),
+            np.array(validation_region),
+            frame,
+            prior,
+            start,
+            calibration.joint,
+            config.training,
+            config.seed,
+            varied,
+        ),
         checkpoint=context.directory.checkpoints / "joint.safetensors",
         on_step=lambda done, _: tracker.update(done),
     )

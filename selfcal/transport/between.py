@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selfcal.penalty.energy import energy_distance, mean_distance_within
+from selfcal.penalty.energy import LEADING_SHARE, energy_distance, mean_distance_within
 from selfcal.transport.averaged_descent import DistanceSchedule, averaged_descent
-from selfcal.transport.composition import CONDITION_LENGTH, LEADING_SHARE
+from selfcal.transport.composition import CONDITION_LENGTH
 from selfcal.transport.maps import CalibrationMap
 
 

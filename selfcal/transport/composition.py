@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from selfcal.config.run import CompositionConfig
 from selfcal.data.flavours import FLAVOURS
-from selfcal.penalty.energy import energy_distance, mean_distance_within
+from selfcal.penalty.contract import Penalty, PenaltySample
+from selfcal.penalty.energy import LEADING_SHARE, EnergyPenalty, mean_distance_within
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.averaged_descent import DistanceSchedule, averaged_descent
 from selfcal.transport.conditions import CONDITIONS
@@ -23,11 +24,6 @@ from selfcal.transport.sample import Sample, simulated_fractions
 
 CONDITION_LENGTH = 0.5
 """A unit of the condition features counts as half a standard deviation of the scores."""
-
-LEADING_SHARE = 0.15
-"""Share of the leading direction in the null expectation of n D, Σλ_i with D quadratic in
-directions of strength λ_i: with weight 1/(2 λ_1) the leading one counts like a likelihood and
-all others less."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +65,32 @@ class CompositionFit:
     maps: FlavourMaps
 
 
-def region_distance(
+def penalty_samples(
     simulation: Sample,
     data: Sample,
     maps: FlavourMaps,
     ratio: Float[Tensor, " flavours"],
-) -> Float[Tensor, ""]:
-    """Energy distance of one region between transported simulation and data.
+) -> tuple[PenaltySample, PenaltySample]:
+    """Transported simulation and data of one region as a penalty sees them.
 
     Simulated jets of flavour f count by their weight times ``ratio[f]`` = π_f / π_f(simulation).
     """
     moved = maps(simulation.coordinates, simulation.flavour, simulation.conditions)
     x = torch.cat([moved, CONDITION_LENGTH * simulation.conditions], dim=1)
     weight = simulation.weight * ratio[simulation.flavour]
-    return energy_distance(x, distance_features(data), weight, data.weight)
+    return PenaltySample(x, weight, simulation.flavour), PenaltySample(distance_features(data), data.weight)
+
+
+def region_distance(
+    simulation: Sample,
+    data: Sample,
+    maps: FlavourMaps,
+    ratio: Float[Tensor, " flavours"],
+    penalty: Penalty,
+) -> Float[Tensor, ""]:
+    """``penalty`` of one region between transported simulation and data; see :func:`penalty_samples`."""
+    distance: Tensor = penalty(*penalty_samples(simulation, data, maps, ratio))
+    return distance
 
 
 def _minibatch(sample: Sample, size: int, generator: torch.Generator) -> Sample:
@@ -183,6 +191,8 @@ def fit_by_distance(
     # Maps that learn beside wrong fractions would make them up: both start at the fractions' minimum.
     composition = Composition(_exact(pairs, maps, prior, scales, generator) if start is None else start)
 
+    energy = EnergyPenalty()
+
     def loss() -> Tensor:
         fractions = composition()
         total = prior_cost(fractions, prior) + maps.stiffness()
@@ -190,7 +200,7 @@ def fit_by_distance(
             ratio = fractions[region] / simulated[region].clamp_min(1e-9)
             batch = _minibatch(sim, schedule.batch_size, generator)
             other = _minibatch(obs, schedule.batch_size, generator)
-            total = total + scales[region] * region_distance(batch, other, maps, ratio)
+            total = total + scales[region] * region_distance(batch, other, maps, ratio, energy)
             if displacement_price > 0:
                 total = total + displacement_price / regions * _mean_displacement(batch, maps)
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,14 +10,18 @@ import pytest
 import torch
 
 from selfcal.config.run import JointConfig, TrainingConfig
+from selfcal.data.flavours import LIGHT, TAU, B, C
 from selfcal.data.scored import ScoredJets
+from selfcal.errors import ConfigError, DataError
+from selfcal.penalty.choice import BUILDERS
 from selfcal.tagger.batching import TensorJets
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
-from selfcal.training.joint import JointResult, JointSample, train_jointly
+from selfcal.training.joint import JointInputs, JointResult, JointSample, train_jointly
+from selfcal.training.region_penalties import PenaltyInputs, prepare_penalties
 from selfcal.training.scores_stage import event_index, scored, scorer_of
 from selfcal.transport.affine_map import AffineMap
-from selfcal.transport.composition import CompositionFit, CompositionPrior
+from selfcal.transport.composition import Composition, CompositionFit, CompositionPrior, region_distance
 from selfcal.transport.conditions import CONDITIONS, ScoreFrame
 from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.sample import build_sample, simulated_fractions
@@ -34,23 +39,25 @@ class JointSetup:
     frame: ScoreFrame
     prior: CompositionPrior
     start: CompositionFit
+    varied: Callable[[int], TensorJets] | None = None
 
     def run(self, checkpoint=None, on_step=None, **changes) -> JointResult:
         config = JointConfig(epochs=2, batch_size=128, learning_rate=1e-3).model_copy(update=changes)
-        return train_jointly(
+        inputs = JointInputs(
             self.bundle.model,
             self.simulation,
             self.data,
             self.validation,
+            np.zeros(len(self.validation), np.int64),
             self.frame,
             self.prior,
             self.start,
             config,
             TrainingConfig(),
             seed=5,
-            checkpoint=checkpoint,
-            on_step=on_step,
+            varied=self.varied,
         )
+        return train_jointly(inputs, checkpoint=checkpoint, on_step=on_step)
 
 
 def of_region(bundle: TaggerBundle, jets, *, labelled: bool) -> ScoredJets:
@@ -144,3 +151,148 @@ def test_resumed_stage_is_bit_identical(joint, tmp_path) -> None:
     assert result == expected
     first, second = weights(undisturbed), weights(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "energy"])
+def test_every_penalty_trains_all_three_parts(joint, name: str) -> None:
+    setup = joint()
+    before = weights(setup)
+    result = setup.run(penalty=name, purity_min=0.1, penalty_weight=5.0, epochs=1, auc_loss_max=0.9)
+    row = result.history[-1]
+    assert all(np.isfinite([row["penalty"], *row["averages"], *row["floors"]]))
+    assert row["floors"][0] != 0 or name == "expected_variance"
+    assert any(not torch.equal(before[key], value) for key, value in weights(setup).items())
+    assert setup.start.maps.of(0).constant.abs().max() > 0  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_gradients_reach_tagger_maps_and_fractions(joint, name: str) -> None:
+    """Of one region's distance, for every penalty: scores, map and fraction all count."""
+    setup = joint()
+    batch = np.arange(120)
+    samples = []
+    for source in (setup.simulation, setup.data):
+        output = setup.bundle.model(source.jets.batch(batch), with_origin=False, with_vertex=False)
+        part = source.sample.rows(torch.from_numpy(batch))
+        log_p = torch.log_softmax(output.logits.double(), dim=1)
+        samples.append(replace(part, coordinates=setup.frame.enter(log_p)))
+    composition = Composition(setup.prior.fractions)
+    simulated = simulated_fractions(setup.simulation.sample, 1)
+    (prepared,) = prepare_penalties(
+        name,
+        PenaltyInputs(
+            setup.simulation.sample,
+            setup.data.sample,
+            [(np.arange(400), np.arange(400))],
+            simulated,
+            setup.frame,
+            setup.prior,
+            setup.start,
+            64,
+        ),
+        JointConfig(purity_min=0.1),
+        np.random.default_rng(3),
+    )
+    ratio = (composition() / simulated)[0]
+    distance = region_distance(*samples, setup.start.maps.requires_grad_(), ratio, prepared.penalty)
+    learnt = {
+        "tagger": setup.bundle.model.flavour.weight,
+        "map": setup.start.maps.of(0).constant,
+        "fractions": composition.offset,
+    }
+    for gradient in torch.autograd.grad(distance, list(learnt.values())):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
+def test_an_adversary_needs_a_pure_region(joint) -> None:
+    with pytest.raises(ConfigError, match="purest has 0") as error:
+        joint().run(penalty="adversary", purity_min=0.9)
+    assert error.value.where == "calibration.joint.purity_min"
+
+
+def test_a_penalty_without_signed_weights_refuses_them(joint) -> None:
+    setup = joint()
+    setup.data.sample.weight[5] = -1.0
+    with pytest.raises(DataError, match="'sinkhorn' has no meaning for negative weights"):
+        setup.run(penalty="sinkhorn")
+
+
+def test_multipliers_grow_where_the_floor_is_exceeded(joint) -> None:
+    result = joint().run(constraint="multiplier", multiplier_rate=50.0, auc_loss_max=0.9)
+    assert result.history[-1]["averages"][0] > result.history[-1]["floors"][0]
+    assert result.history[-1]["multipliers"][0] > 0
+    assert result.history[-1]["penalty"] > 0
+
+
+@pytest.mark.parametrize("killed_with", ["flow_likelihood", "adversary"])
+def test_networks_of_the_penalty_resume_too(joint, tmp_path, killed_with: str) -> None:
+    changes = {"penalty": killed_with, "purity_min": 0.1, "constraint": "multiplier", "auc_loss_max": 0.9}
+    expected = joint().run(**changes)
+
+    def kill(done: int, total: int) -> None:
+        if done == total - 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        joint().run(tmp_path / "joint.safetensors", on_step=kill, **changes)
+    assert joint().run(tmp_path / "joint.safetensors", **changes) == expected
+
+
+def ruin(setup: JointSetup, how: Callable[[torch.nn.Linear], None]) -> JointResult:
+    """A trained tagger whose flavour head is changed in the last step of an epoch."""
+    setup.run(auc_loss_max=0.9, epochs=12, learning_rate=3e-3, penalty_weight=0.0)
+
+    def change(done: int, total: int) -> None:
+        if done == total:
+            with torch.no_grad():
+                how(setup.bundle.model.flavour)
+
+    return setup.run(on_step=change, epochs=1, auc_loss_max=0.9, learning_rate=1e-6)
+
+
+def test_scores_made_constant_are_undone_and_named(joint) -> None:
+    def silence(head: torch.nn.Linear) -> None:
+        head.weight.zero_()
+
+    result = ruin(joint(), silence)
+    assert result.epochs_kept == 0
+    assert "constant scores" in result.stopped
+
+
+def test_exchanged_flavours_are_undone_and_named(joint) -> None:
+    """c and tau exchanged: AUC of b against light hardly moves, and the cap on it says nothing."""
+
+    def exchange(head: torch.nn.Linear) -> None:
+        order = [B, TAU, LIGHT, C]
+        head.weight.copy_(head.weight[order])
+        head.bias.copy_(head.bias[order])
+
+    result = ruin(joint(), exchange)
+    assert result.epochs_kept == 0
+    assert "exchanged flavours: c against tau" in result.stopped
+    assert "undone: AUC" not in result.stopped
+
+
+def test_the_same_jet_in_another_detector_gets_similar_scores(joint) -> None:
+    """With the consistency term, scores of jets with tracks shifted by a detector differ less."""
+
+    def spread(consistency: float) -> float:
+        setup = joint()
+        shifted = replace(setup.simulation.jets, tracks=setup.simulation.jets.tracks + 0.5)
+        setup.varied = lambda epoch: shifted
+        setup.run(
+            vary_detector=True,
+            consistency_weight=consistency,
+            epochs=6,
+            learning_rate=3e-3,
+            auc_loss_max=0.99,
+        )
+        rows = np.arange(400)
+        with torch.no_grad():
+            nominal, other = (
+                setup.bundle.model(jets.batch(rows)).logits for jets in (setup.simulation.jets, shifted)
+            )
+        return float((nominal - other).square().mean() / nominal.std(0).square().mean())
+
+    assert spread(3.0) < 0.7 * spread(0.0)
