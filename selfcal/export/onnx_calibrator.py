@@ -164,7 +164,7 @@ class FlowGraph(nn.Module):
     def __init__(self, flows: Sequence[FlowMap]) -> None:
         super().__init__()
         self.layers = nn.ModuleList([AffineGraph([flow.affine for flow in flows])])
-        coupled = [flow.splines for flow in flows if not isinstance(flow.splines, ZukoAutoregressive)]
+        coupled = [flow.couplings for flow in flows if not isinstance(flow.couplings, ZukoAutoregressive)]
         for same_layer in zip(*(splines.layers_in_order() for splines in coupled), strict=True):
             first = same_layer[0]
             rule = zuko_knots if first.library == "zuko" else nflows_knots
@@ -210,7 +210,7 @@ def as_arithmetic(maps: FlavourMaps) -> nn.Module:
         If the maps are of a family whose splines are not written out here.
     """
     for transport in (maps.of(index) for index in range(len(FLAVOURS))):
-        coupled = isinstance(transport, FlowMap) and not isinstance(transport.splines, ZukoAutoregressive)
+        coupled = isinstance(transport, FlowMap) and not isinstance(transport.couplings, ZukoAutoregressive)
         if isinstance(transport, FlowMap | SwitchMap) and not coupled:
             raise ConfigError(
                 f"maps of the kind {type(transport).__name__} with these splines have no ONNX form",

@@ -9,8 +9,9 @@ and the composition is written without.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ PASSING_MIN = 25
 
 VARIANCE_MIN = 1e-12
 """Directions with less than this part of the largest variance carry no information."""
+
+FAILURE_SIGMA = 3.0
+"""A closure ratio farther than this from one, in its own uncertainty, is a failure of the calibration."""
 
 JETS_MIN = 100
 """Flavours with fewer true jets in a region get no closure row."""
@@ -245,52 +249,89 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
             continue
         folds = tuple(Fold) if held_out else (Fold.MEASURE,)
         nominal, simulation = (_simulated(context, cards, folds, variant) for variant in (NOMINAL, None))
-        moved = calibration.apply(simulation, calibration.nominal)
-        stiff = calibration.apply(simulation, calibration.stiff)
-        replicas = [calibration.apply(simulation, maps) for maps in calibration.replicas]
         detector = detector_uncertainty(context, calibration, cards, binning)
-        d_data, d_nominal, d_sim, d_moved, d_stiff, *d_replicas = (
-            _discriminant(context, jets) for jets in (data, nominal, simulation, moved, stiff, *replicas)
+        of_region = region_rows(
+            data, nominal, simulation, calibration, binning, partial(_discriminant, context), detector
         )
-        for index, flavour in enumerate(FLAVOURS):
-            of_data, of_sim = data.flavour == index, simulation.flavour == index
-            if of_data.sum() < JETS_MIN or of_sim.sum() < JETS_MIN:
-                continue
-            w_data, w_sim = data.weight[of_data], simulation.weight[of_sim]
-            true = PassingShares.of(d_data[of_data], w_data, binning.discriminant_edges)
-            before, corrected, after, other, *varied = (
-                PassingShares.of(d[of_sim], w_sim, binning.discriminant_edges)
-                for d in (d_nominal, d_sim, d_moved, d_stiff, *d_replicas)
+        for row in of_region:
+            if not inferred:
+                row |= {"efficiency_corrected": None, "ratio_corrected": None}
+            rows.append({"region": region, "held_out": held_out, **row})
+    return {"rows": rows, "summary": _summary(rows), "failures": failures(rows)}
+
+
+def region_rows(
+    data: ScoredJets,
+    nominal: ScoredJets,
+    simulation: ScoredJets,
+    calibration: Calibration,
+    binning: Binning,
+    discriminant: Callable[[ScoredJets], NDArray[np.float64]],
+    detector: NDArray[np.float64],
+) -> list[dict[str, Any]]:
+    """Efficiencies of labelled ``data``, ``nominal``, and ``simulation`` without and with the map.
+
+    ``detector`` (F, S) is the relative uncertainty of each efficiency beside the map's own.
+    """
+    rows: list[dict[str, Any]] = []
+    moved = calibration.apply(simulation, calibration.nominal)
+    stiff = calibration.apply(simulation, calibration.stiff)
+    replicas = [calibration.apply(simulation, maps) for maps in calibration.replicas]
+    d_data, d_nominal, d_sim, d_moved, d_stiff, *d_replicas = (
+        discriminant(jets) for jets in (data, nominal, simulation, moved, stiff, *replicas)
+    )
+    for index, flavour in enumerate(FLAVOURS):
+        of_data, of_sim = data.flavour == index, simulation.flavour == index
+        if of_data.sum() < JETS_MIN or of_sim.sum() < JETS_MIN:
+            continue
+        w_data, w_sim = data.weight[of_data], simulation.weight[of_sim]
+        true = PassingShares.of(d_data[of_data], w_data, binning.discriminant_edges)
+        before, corrected, after, other, *varied = (
+            PassingShares.of(d[of_sim], w_sim, binning.discriminant_edges)
+            for d in (d_nominal, d_sim, d_moved, d_stiff, *d_replicas)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = np.sqrt(np.diag(true.ratio_covariance(after)))
+            spread = np.hypot(
+                np.std([true.value / replica.value for replica in varied], axis=0, ddof=1),
+                true.value / other.value - true.value / after.value,
             )
-            with np.errstate(divide="ignore", invalid="ignore"):
-                error = np.sqrt(np.diag(true.ratio_covariance(after)))
-                spread = np.hypot(
-                    np.std([true.value / replica.value for replica in varied], axis=0, ddof=1),
-                    true.value / other.value - true.value / after.value,
-                )
-                spread = np.hypot(spread, true.value / after.value * detector[index])
-                without_map = true.value / corrected.value
-            for slot, point in enumerate(binning.working_points):
-                if min(before.value[slot], after.value[slot], true.value[slot]) <= 0:
-                    continue
-                rows.append(
-                    {
-                        "region": region,
-                        "held_out": held_out,
-                        "flavour": flavour,
-                        "working_point": point,
-                        "efficiency_data": float(true.value[slot]),
-                        "efficiency_simulation": float(before.value[slot]),
-                        "efficiency_corrected": float(corrected.value[slot]) if inferred else None,
-                        "efficiency_calibrated": float(after.value[slot]),
-                        "ratio_uncalibrated": float(true.value[slot] / before.value[slot]),
-                        "ratio_corrected": _or_none(without_map[slot]) if inferred else None,
-                        "ratio_calibrated": float(true.value[slot] / after.value[slot]),
-                        "error": float(error[slot]),
-                        "map_uncertainty": _or_none(spread[slot]),
-                    }
-                )
-    return {"rows": rows, "summary": _summary(rows)}
+            spread = np.hypot(spread, true.value / after.value * detector[index])
+            without_map = true.value / corrected.value
+        for slot, point in enumerate(binning.working_points):
+            if min(before.value[slot], after.value[slot], true.value[slot]) <= 0:
+                continue
+            rows.append(
+                {
+                    "flavour": flavour,
+                    "working_point": point,
+                    "efficiency_data": float(true.value[slot]),
+                    "efficiency_simulation": float(before.value[slot]),
+                    "efficiency_corrected": float(corrected.value[slot]),
+                    "efficiency_calibrated": float(after.value[slot]),
+                    "ratio_uncalibrated": float(true.value[slot] / before.value[slot]),
+                    "ratio_corrected": _or_none(without_map[slot]),
+                    "ratio_calibrated": float(true.value[slot] / after.value[slot]),
+                    "error": float(error[slot]),
+                    "map_uncertainty": _or_none(spread[slot]),
+                }
+            )
+    return rows
+
+
+def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that the calibration's own uncertainty does not explain: |ratio - 1| > ``FAILURE_SIGMA`` σ.
+
+    σ is the statistical error in quadrature with the map's uncertainty. Each flavour counts for itself:
+    a mixture can close while its flavours do not.
+    """
+    found = []
+    for row in rows:
+        sigma = float(np.hypot(row["error"], row["map_uncertainty"] or 0.0))
+        if abs(row["ratio_calibrated"] - 1.0) > FAILURE_SIGMA * sigma:
+            place = {key: row[key] for key in ("region", "flavour", "working_point", "ratio_calibrated")}
+            found.append({**place, "pull": float((row["ratio_calibrated"] - 1.0) / sigma)})
+    return found
 
 
 def _or_none(value: float) -> float | None:

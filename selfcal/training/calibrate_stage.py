@@ -21,7 +21,7 @@ import torch
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
-from selfcal.data.score_files import control_scores
+from selfcal.data.score_files import control_scores, scores_of
 from selfcal.data.scored import concatenate
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
@@ -37,14 +37,15 @@ from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import derive, write_inputs
 from selfcal.transport.optimality import displacement_table
 from selfcal.transport.sample import build_sample, simulated_fractions
+from selfcal.transport.support import QUANTILE, Support
 
 
 def run_calibrate(context: RunContext) -> list[Path]:
     """Do all four steps; a killed stage continues where it was.
 
     Writes ``checkpoints/tagger_final/``, ``scores/<card>.safetensors``, ``results/map/``,
-    ``results/composition_fitted.json``, ``results/displacement.json``, ``results/joint.json`` and
-    ``results/roc_before_after.safetensors``.
+    ``results/composition_fitted.json``, ``results/displacement.json``, ``results/support.json``,
+    ``results/joint.json`` and ``results/roc_before_after.safetensors``.
 
     Raises
     ------
@@ -69,7 +70,38 @@ def run_calibrate(context: RunContext) -> list[Path]:
     derived = [control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions]
     displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
     write_json(results / "displacement.json", {"rows": displacement})
+    written += write_support(context, calibration)
     return [*written, results / "composition_fitted.json", results / "displacement.json"]
+
+
+def write_support(context: RunContext, calibration: Calibration) -> list[Path]:
+    """``map/support.safetensors`` flags single jets; ``support.json`` counts the flagged ones."""
+    folder, rows = context.directory.results, []
+    regions = calibration.regions
+    derived = {region: control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions}
+    sample = build_sample(derived, regions, calibration.frame)
+    support = Support.of(sample, context.config.seed)
+    for region in dict.fromkeys(card.region for card in context.cards_for("simulation")):
+        cards = [c for c in context.cards_for("simulation") if c.region == region and c.use != "truth"]
+        if not cards:
+            continue
+        jets = scores_of(context, cards, (Fold.MEASURE,))
+        if len(jets) < 2:
+            continue
+        beyond = support.beyond(build_sample({region: jets}, (region,), calibration.frame))
+        rows += [
+            {
+                "region": region,
+                "control": region in regions,
+                "flavour": flavour,
+                "jets": int((jets.flavour == index).sum()),
+                "beyond": int(beyond[jets.flavour == index].sum()),
+            }
+            for index, flavour in enumerate(FLAVOURS)
+        ]
+    support.save(folder / "map" / "support.safetensors")
+    write_json(folder / "support.json", {"expected_share": 1.0 - QUANTILE, "rows": rows})
+    return [folder / "map" / "support.safetensors", folder / "support.json"]
 
 
 def final_tagger(

@@ -214,22 +214,22 @@ class FlowMap(InvertibleMap):
     correlation); the splines carry the rest.
     """
 
-    splines: ZukoCouplings | ZukoAutoregressive | NflowsCouplings
+    couplings: ZukoCouplings | ZukoAutoregressive | NflowsCouplings
 
     def __init__(self, coordinates: int, conditions: int, config: MapConfig) -> None:
         super().__init__()
         self.affine = AffineMap(coordinates, conditions, config.displacement_scale)
-        self.splines = build_splines(coordinates, conditions, config)
+        self.couplings = build_splines(coordinates, conditions, config)
 
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:
-        return self.splines.forward_and_log_det(self.affine(coordinates, conditions), conditions)[0]
+        return self.couplings.forward_and_log_det(self.affine(coordinates, conditions), conditions)[0]
 
     def inverse_and_log_det(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        inner, log_det_splines = self.splines.inverse_and_log_det(coordinates, conditions)
+        inner, log_det_splines = self.couplings.inverse_and_log_det(coordinates, conditions)
         outer, log_det_affine = self.affine.inverse_and_log_det(inner, conditions)
         return outer, log_det_splines + log_det_affine
 

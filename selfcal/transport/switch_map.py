@@ -31,7 +31,7 @@ class SwitchMap(InvertibleMap):
         latent, log_det = self.flow.inverse_and_log_det(u, _switched(c, encode))
         inner = self.flow.affine(latent, _switched(c, decode))
         log_det_affine = self.flow.affine.matrix_and_shift(_switched(c, decode))[2]
-        moved, log_det_splines = self.flow.splines.forward_and_log_det(inner, _switched(c, decode))
+        moved, log_det_splines = self.flow.couplings.forward_and_log_det(inner, _switched(c, decode))
         return moved, log_det + log_det_affine + log_det_splines
 
     def forward(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from selfcal.data.scored import ScoredJets
+from selfcal.config.run import BaseDensityConfig, CalibrationConfig, CompositionConfig, MapConfig
+from selfcal.data.scored import ScoredJets, concatenate
+from selfcal.transport.composition import CompositionPrior
+from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.derivation import write_inputs
+from selfcal.transport.sample import build_sample
 from selfcal.transport.simplex import log_probability_from_coordinates
 
 REGIONS = ("b_rich", "c_rich", "light_rich", "tau_rich")
@@ -67,3 +73,28 @@ def make_world(simulated: int, observed: int, seed: int, shifts: np.ndarray = SH
         )
         truth[name] = flavour
     return SyntheticWorld(simulation, data, truth)
+
+
+CONFIG = CalibrationConfig(
+    base_density=BaseDensityConfig(steps=200, hidden_width=24, transforms=2, learning_rate=5e-3),
+    composition=CompositionConfig(steps=150, batch_size=384, relative_floor=0.0),
+    map=MapConfig(steps=120, batch_size=512, learning_rate=8e-3),
+    bootstraps=2,
+    bootstrap_steps=20,
+)
+
+
+def wrong_prior() -> CompositionPrior:
+    """Charm 20 % too low, light 25 % too high, 25 % wide."""
+    centre = torch.from_numpy(FRACTIONS) * torch.tensor([1.0, 0.8, 1.25, 1.0])
+    centre = centre / centre.sum(1, keepdim=True)
+    return CompositionPrior(centre, 0.25 * centre)
+
+
+def prepare(
+    world: SyntheticWorld, scratch: Path, config: CalibrationConfig = CONFIG
+) -> tuple[ScoreFrame, Path]:
+    frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
+    simulation = build_sample(world.simulation, REGIONS, frame)
+    data = build_sample(world.data, REGIONS, frame)
+    return frame, write_inputs(scratch, simulation, data, wrong_prior(), config, seed=5)

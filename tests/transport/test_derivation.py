@@ -8,54 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import BaseDensityConfig, CalibrationConfig, CompositionConfig, MapConfig
+from selfcal.config.run import MapConfig
 from selfcal.data.scored import concatenate
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
-from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation, derive, write_inputs
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.mixture import KinematicFractions
 from selfcal.transport.optimality import displacement_table
 from selfcal.transport.sample import build_sample, simulated_fractions
-from tests.transport.synthetic_world import FRACTIONS, REGIONS, SHIFTS, SyntheticWorld
-
-CONFIG = CalibrationConfig(
-    base_density=BaseDensityConfig(steps=200, hidden_width=24, transforms=2, learning_rate=5e-3),
-    composition=CompositionConfig(steps=150, batch_size=384, relative_floor=0.0),
-    map=MapConfig(steps=120, batch_size=512, learning_rate=8e-3),
-    bootstraps=2,
-    bootstrap_steps=20,
+from tests.transport.synthetic_world import (
+    CONFIG,
+    REGIONS,
+    SHIFTS,
+    SyntheticWorld,
+    prepare,
+    wrong_prior,
 )
-
-
-def wrong_prior() -> CompositionPrior:
-    """Charm 20 % too low, light 25 % too high, 25 % wide."""
-    centre = torch.from_numpy(FRACTIONS) * torch.tensor([1.0, 0.8, 1.25, 1.0])
-    centre = centre / centre.sum(1, keepdim=True)
-    return CompositionPrior(centre, 0.25 * centre)
-
-
-def prepare(
-    world: SyntheticWorld, scratch: Path, config: CalibrationConfig = CONFIG
-) -> tuple[ScoreFrame, Path]:
-    frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
-    simulation = build_sample(world.simulation, REGIONS, frame)
-    data = build_sample(world.data, REGIONS, frame)
-    return frame, write_inputs(scratch, simulation, data, wrong_prior(), config, seed=5)
-
-
-@pytest.fixture(scope="module")
-def derived(world: SyntheticWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Derivation, ScoreFrame]:
-    frame, folder = prepare(world, tmp_path_factory.mktemp("derivation"))
-    return derive(folder, 1, lambda done, total: None), frame
-
-
-@pytest.fixture(scope="module")
-def calibration(derived: tuple[Derivation, ScoreFrame]) -> Calibration:
-    return collect(derived[0], REGIONS, derived[1])
 
 
 def true_fractions(world: SyntheticWorld) -> np.ndarray:
