@@ -3,9 +3,15 @@
 In a toy the truth is SF(θ, η): the parameters θ from which counts and auxiliary measurements are drawn, and
 the independent fluctuation η ~ N(0, 1) of the nominal simulation. The estimate is SF(θ̂, 0) with
 
-    σ² = J C Jᵀ + J_η J_ηᵀ,   pull = (SF(θ̂, 0) − SF(θ, η)) / σ
+    σ² = J C Jᵀ + J_η J_ηᵀ
 
-and covers at 68 (95) % if |pull| < 1 (1.96). Score of the HiggsML uncertainty challenge (arXiv:2410.02867)
+and covers at 68 (95) % if |SF(θ̂, 0) − SF(θ, η)|/σ < 1 (1.96). The pull is taken where counts are closest to
+Gaussian, in the odds o = SF/(1 − SF ε⁰) of the efficiency SF ε⁰,
+
+    pull = [ln o(SF(θ̂, 0)) − ln o(SF(θ, η))] / σ_ln o,   σ_ln o = σ / [SF (1 − SF ε⁰)];
+
+in SF itself σ grows with the estimate, and n counts known without any bias have a mean pull of −1/(2√n).
+Score of the HiggsML uncertainty challenge (arXiv:2410.02867)
 with the mean width w = ⟨2σ⟩ of the 68 % interval and the coverage c of N toys, σ_c² = 0.6827·0.3173/N:
 
     score = −ln[(w + 10⁻³) f(c)],   f = 1 within 2σ_c of 0.6827, 1 + d⁴ below, 1 + d³ above,
@@ -29,8 +35,11 @@ from selfcal.likelihood.toy_fits import fit_toys
 
 ONE_SIGMA, TWO_SIGMA = 0.6827, 0.95
 QUANTILE_95 = 1.959964
-PASSING_MIN = 25
-"""Rows with fewer expected passing jets are listed, not judged: their errors are not Gaussian."""
+JETS_MIN = 25
+"""Rows with fewer expected jets inside or outside of their bins are not judged: their errors are far from
+Gaussian."""
+ODDS_MIN = 1e-9
+"""Smallest part of the jets on one side of a threshold that enters the odds."""
 
 Array = NDArray[np.float64]
 
@@ -94,6 +103,17 @@ def toy_scale_factors(
     return ToyScaleFactors(tables[0], tables[1], tables[2], failed)
 
 
+def odds_pulls(estimate: Array, truth: Array, sigma: Array, efficiency: Array) -> Array:
+    """Pulls in the logarithm of the odds, see above; ``efficiency`` is that of the nominal simulation, ε⁰."""
+
+    def parts(value: Array) -> tuple[Array, Array]:
+        return np.maximum(value, ODDS_MIN), np.maximum(1 - value * efficiency, ODDS_MIN)
+
+    (inside, outside), (true_inside, true_outside) = parts(estimate), parts(truth)
+    difference = np.log(inside / outside) - np.log(true_inside / true_outside)
+    return np.asarray(difference * inside * outside / sigma)
+
+
 def interval_score(width: float, covered: float, number: int) -> float:
     """The score above for mean width ``width`` and coverage ``covered`` of ``number`` toys."""
     spread = (ONE_SIGMA * (1 - ONE_SIGMA) / number) ** 0.5
@@ -102,17 +122,21 @@ def interval_score(width: float, covered: float, number: int) -> float:
     return float(-np.log((width + 1e-3) * penalty))
 
 
-def coverage_table(toys: ToyScaleFactors, ratios: EfficiencyRatios, passing: Array) -> dict[str, Any]:
-    """Pulls, coverage and score of every scale factor, and every limit that is exceeded.
+def coverage_table(
+    toys: ToyScaleFactors, ratios: EfficiencyRatios, theta: Float[Tensor, " D"]
+) -> dict[str, Any]:
+    """Pulls, coverage and score of every scale factor in toys of ``theta``, and every limit that is exceeded.
 
-    ``passing`` (S,) expected passing jets; rows below ``PASSING_MIN`` are listed without being judged.
+    Rows with fewer than ``JETS_MIN`` expected jets inside or outside of their bins are listed, not judged.
     """
+    fewer = ratios.expected_fewer(theta).numpy()
     number = len(toys.estimate)
     limits = Limits().for_toys(number)
-    pull = (toys.estimate - toys.truth) / toys.sigma
+    distance = np.abs(toys.estimate - toys.truth) / toys.sigma
+    pull = odds_pulls(toys.estimate, toys.truth, toys.sigma, ratios.pairs(theta)[1].numpy())
     rows = []
     for s, index in enumerate(ratios.measured):
-        row, covered = ratios.rows[index], float((np.abs(pull[:, s]) < 1).mean())
+        row, covered = ratios.rows[index], float((distance[:, s] < 1).mean())
         width = float(2 * toys.sigma[:, s].mean())
         entry = {
             "row": int(index),
@@ -120,11 +144,11 @@ def coverage_table(toys: ToyScaleFactors, ratios: EfficiencyRatios, passing: Arr
             "kind": row.kind,
             "working_point": row.working_point,
             "bin": row.bin,
-            "judged": bool(passing[s] >= PASSING_MIN and row.status == "measured"),
+            "judged": bool(fewer[s] >= JETS_MIN and row.status == "measured"),
             "pull_mean": float(pull[:, s].mean()),
             "pull_width": float(pull[:, s].std(ddof=1)),
             "coverage_68": covered,
-            "coverage_95": float((np.abs(pull[:, s]) < QUANTILE_95).mean()),
+            "coverage_95": float((distance[:, s] < QUANTILE_95).mean()),
             "interval_width": width,
             "score": interval_score(width, covered, number),
         }

@@ -102,6 +102,12 @@ class EfficiencyRatios:
         """Jets of the row's flavour that the fit expects in its bins."""
         return (self.passing * self.model.rates(theta)[self.cells][self.shape_of_row]).sum(1)
 
+    def expected_fewer(self, theta: Float[Tensor, " D"]) -> Float[Tensor, " S"]:
+        """Jets of the row's flavour expected inside or outside of its bins, whichever are fewer."""
+        jets = self.model.rates(theta)[self.cells][self.shape_of_row]
+        inside = (self.passing * jets).sum(1)
+        return torch.minimum(inside, jets.sum(1) - inside)
+
 
 def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) -> EfficiencyRatios:
     """All scale factors of a fit; rows as :func:`make_rows` lists them."""

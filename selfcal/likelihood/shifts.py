@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 SHIFT_MAX = float(np.log(1e3))
-"""Largest logarithmic shift: varied templates stay above a thousandth of the nominal one."""
+"""Largest logarithmic shift: templates at one standard deviation are within a thousand times the nominal."""
 
 Array = NDArray[np.float64]
 
@@ -117,9 +117,3 @@ def independent_modes(
     kept = int(np.searchsorted(np.cumsum(singular**2) / total, variance_kept) + 1)
     modes = (singular[:kept, None] * right[:kept]).reshape(-1, *nominal.shape)
     return np.asarray(np.maximum(nominal + modes * scale, 0.0))
-
-
-def varied_pair(nominal: Float[Array, "*shape"], shift: Float[Array, "*shape"]) -> tuple[Array, Array]:
-    """Templates nominal·exp(±s) at plus and minus one standard deviation: positive for any shift s."""
-    limited = np.clip(shift, -SHIFT_MAX, SHIFT_MAX)
-    return nominal * np.exp(limited), nominal * np.exp(-limited)

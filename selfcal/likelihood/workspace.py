@@ -2,17 +2,20 @@
 
 For region r, flavour f, kinematic bin p (pT × |eta|) and discriminant bin k,
 
-    ν_rpk = μ_rp Σ_f N_rf κ_rf κ_rfp t_rfpk ρ_fpk Π_j (1 + Δ_rfpk,j(α_j)) γ_rpk
+    ν_rpk = μ_rp Σ_f N_rf κ_rf κ_rfp t_rfpk ρ_fpk Π_j e^{s_rfpk,j α_j} γ_rpk
 
 with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of the pT spectrum κ_rfp
 (``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
 become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
-for the others (``residual``, in all bins but the largest), the shifts Δ of the map (``map_mode``,
+for the others (``residual``, in all bins but the largest), the relative shifts s of the map (``map_mode``,
 ``map_model``, ``extrapolation``), of the detector (``detector``) and of external scale factors (``external``,
 in place of map, residual and extrapolation), and the statistical error of the
 simulation. The latter is a parameter per bin of the flavour whose reference region it is (``simulation``),
 because the scale factor depends on it, and common to all other flavours of a bin (``staterror``). Each bin of
-each flavour is a sample of its own, so that factors of single bins can be shared across channels by name.
+each flavour is a sample of its own, so that factors of single bins can be shared across channels by name, and
+so that a shift of a shape is a factor of each of its bins (normsys): with shifts that add up instead, the
+expectation of a bin with few jets may become zero within its uncertainty, where the likelihood has a kink and
+the fit no minimum with a covariance.
 A region with a control sample of the same sign has a further sample, ``same_sign``, whose bins are free and
 which is all of a further channel with the counts of the control sample.
 """
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 from selfcal.config.run import FitConfig
 from selfcal.likelihood.external import external_entries, external_shift
 from selfcal.likelihood.layout import Layout, sample_name
-from selfcal.likelihood.shifts import map_modes, pruned, relative_shift, smoothed, varied_pair
+from selfcal.likelihood.shifts import SHIFT_MAX, map_modes, pruned, relative_shift, smoothed
 from selfcal.likelihood.templates import Templates
 
 SHAPE_BOUNDS = (-10.0, 10.0)
@@ -185,10 +188,8 @@ def _samples(
         modifiers = [m for m in common if m["type"] != "normsys" or m["data"]["hi"] > 1]
         modifiers += own[k]
         for name, shift in shifts:
-            if shift[r, p, k] != 0:
-                up, down = varied_pair(data, np.where(data > 0, shift[r, p, k], 0.0))
-                histograms = {"hi_data": up.tolist(), "lo_data": down.tolist()}
-                modifiers.append({"name": name, "type": "histosys", "data": histograms})
+            if shift[r, p, k] != 0 and content[k] > 0:
+                modifiers.append(_scale(name, float(np.clip(shift[r, p, k], -SHIFT_MAX, SHIFT_MAX))))
         error = layout.relative_error[r, f, p, k]
         if r == layout.reference[f]:
             if error > 0:

@@ -49,5 +49,5 @@ def run_coverage(directory: Path, config: CoverageConfig) -> Path:
     factors = measured.factors
     theta = torch.from_numpy(measured.result.best_fit)
     toys = toy_scale_factors(factors.ratios, theta, config.toys, config.seed)
-    write_json(target, {**coverage_table(toys, factors.ratios, factors.expected_passing), "made_of": made_of})
+    write_json(target, {**coverage_table(toys, factors.ratios, theta), "made_of": made_of})
     return target

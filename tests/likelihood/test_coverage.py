@@ -14,6 +14,7 @@ from selfcal.likelihood.coverage import (
     Limits,
     coverage_table,
     interval_score,
+    odds_pulls,
     toy_scale_factors,
 )
 from selfcal.likelihood.stage import measure
@@ -26,12 +27,13 @@ def toys(one_flavour):
     """A b-only fit with simulation statistics, 400 toys."""
     measured = measure(one_flavour(9e3 * SHAPE, SHAPE, size=2e4), FitConfig(free_flavours=("b",)))
     theta = torch.from_numpy(measured.result.best_fit)
-    return measured.factors, toy_scale_factors(measured.factors.ratios, theta, 400, seed=7)
+    ratios = measured.factors.ratios
+    return ratios, toy_scale_factors(ratios, theta, 400, seed=7), theta
 
 
 def test_the_toys_of_a_right_uncertainty_pass(toys) -> None:
-    factors, found = toys
-    table = coverage_table(found, factors.ratios, factors.expected_passing)
+    ratios, found, theta = toys
+    table = coverage_table(found, ratios, theta)
     assert table["summary"]["passed"], table["summary"]
     assert table["summary"]["toys"] == 400
     assert table["summary"]["judged"] == 9
@@ -39,9 +41,9 @@ def test_the_toys_of_a_right_uncertainty_pass(toys) -> None:
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_a_halved_or_doubled_uncertainty_is_flagged_everywhere(toys, factor) -> None:
-    factors, found = toys
+    ratios, found, theta = toys
     broken = replace(found, sigma=factor * found.sigma)
-    table = coverage_table(broken, factors.ratios, factors.expected_passing)
+    table = coverage_table(broken, ratios, theta)
     assert not table["summary"]["passed"]
     assert table["summary"]["flagged_count"] == table["summary"]["judged"]
     for row in table["rows"]:
@@ -49,16 +51,16 @@ def test_a_halved_or_doubled_uncertainty_is_flagged_everywhere(toys, factor) -> 
 
 
 def test_a_bias_is_flagged(toys) -> None:
-    factors, found = toys
+    ratios, found, theta = toys
     moved = replace(found, estimate=found.estimate + 0.4 * found.sigma)
-    table = coverage_table(moved, factors.ratios, factors.expected_passing)
+    table = coverage_table(moved, ratios, theta)
     assert all("pull_mean" in row["exceeded"] for row in table["rows"])
 
 
 def test_failed_toys_are_counted_and_too_many_are_flagged(toys) -> None:
-    factors, found = toys
+    ratios, found, theta = toys
     for failed, passed in ((1, True), (5, False)):
-        table = coverage_table(replace(found, failed=failed), factors.ratios, factors.expected_passing)
+        table = coverage_table(replace(found, failed=failed), ratios, theta)
         assert table["summary"]["failed"] == failed
         assert table["summary"]["passed"] is passed
 
@@ -73,8 +75,30 @@ def test_the_truth_scatters_with_the_part_of_the_simulation_that_no_data_see(one
     independent = (factors.ratios.jacobians(start)[1] ** 2).sum(1).sqrt().numpy()
     assert (independent > 1e-3).all()
     np.testing.assert_allclose(found.truth.std(0), independent, rtol=0.2)
-    moving = coverage_table(found, factors.ratios, factors.expected_passing)
+    moving = coverage_table(found, factors.ratios, start)
     assert moving["summary"]["passed"], moving["summary"]
+
+
+def test_pulls_of_counts_are_centred_in_the_odds_and_not_in_the_share() -> None:
+    """40 of 400 jets, SF ε⁰ = k/n: the mean pull of the share is −(1 − 2ε)/(2 √[n ε (1 − ε)]) = −0.067."""
+    random = np.random.default_rng(2)
+    share, jets, toys = 0.1, 400, 200_000
+    estimate = random.binomial(jets, share, toys) / jets
+    sigma = np.sqrt(estimate * (1 - estimate) / jets)
+    expected = -(1 - 2 * share) / (2 * math.sqrt(jets * share * (1 - share)))
+    assert ((estimate - share) / sigma).mean() == pytest.approx(expected, rel=0.15)
+    pulls = odds_pulls(estimate / 0.2, np.full(toys, share / 0.2), sigma / 0.2, np.asarray(0.2))
+    assert abs(pulls.mean()) < 0.01
+    assert pulls.std() == pytest.approx(1, abs=0.03)
+
+
+def test_a_row_with_few_jets_outside_of_its_bins_is_not_judged(one_flavour) -> None:
+    shape = np.array([0.001, 0.299, 0.2, 0.2, 0.3])
+    measured = measure(one_flavour(9e3 * shape, shape), FitConfig(free_flavours=("b",)))
+    ratios, theta = measured.factors.ratios, torch.from_numpy(measured.result.best_fit)
+    found = toy_scale_factors(ratios, theta, 20, seed=7)
+    for row in coverage_table(found, ratios, theta)["rows"]:
+        assert row["judged"] is (row["working_point"] != 0.85 and row["bin"] != 0)
 
 
 def test_the_score_has_the_closed_form_of_its_source() -> None:
