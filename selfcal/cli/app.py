@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -131,6 +131,14 @@ def fit(
         str | None,
         typer.Option("--measurement", "-m", metavar="NAME", help="Of the workspace (default: its first)."),
     ] = None,
+    normsys_code: Annotated[
+        Literal["code4", "code1"] | None,
+        typer.Option("--normsys-code", help="Interpolation of normsys in the workspace (default: code4)."),
+    ] = None,
+    histosys_code: Annotated[
+        Literal["code4p", "code0"] | None,
+        typer.Option("--histosys-code", help="Interpolation of histosys in the workspace (default: code4p)."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write results of a fit that did not converge (fit.force).")
     ] = False,
@@ -150,10 +158,15 @@ def fit(
     if workspace is not None:
         from selfcal.cli.workspaces import execute_workspace_fit
 
-        execute_workspace_fit(workspace, measurement, options, force=force)
+        codes = {"normsys_code": normsys_code, "histosys_code": histosys_code}
+        given = {name: code for name, code in codes.items() if code is not None}
+        execute_workspace_fit(workspace, measurement, options, force=force, codes=given)
         return
-    if measurement is not None:
-        raise ConfigError("--measurement without --workspace", expected="--workspace FILE")
+    if (measurement, normsys_code, histosys_code) != (None, None, None):
+        raise ConfigError(
+            "--measurement, --normsys-code and --histosys-code are for --workspace",
+            expected="--workspace FILE",
+        )
     from selfcal.cli.execution import execute
 
     if force:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from selfcal.cli.execution import print_json, set_log_level
 from selfcal.cli.options import Options
 from selfcal.errors import ConfigError
 
 
-def execute_workspace_fit(path: Path, measurement: str | None, options: Options, *, force: bool) -> None:
-    """Fit the workspace and print the outcome; ``--out FILE`` keeps it as JSON."""
+def execute_workspace_fit(
+    path: Path, measurement: str | None, options: Options, *, force: bool, codes: Mapping[str, Any]
+) -> None:
+    """Fit the workspace and print the outcome; ``--out FILE`` keeps it as JSON.
+
+    ``codes`` are the interpolation codes that are not the default, as ``HistFactory`` takes them.
+    """
     if options.configurations or options.assignments:
         raise ConfigError(
             "--workspace takes no run configuration",
@@ -26,14 +33,15 @@ def execute_workspace_fit(path: Path, measurement: str | None, options: Options,
 
     workspace = read_workspace(path)
     if options.dry_run:
-        facts = workspace_facts(HistFactory(workspace, measurement))
+        facts = workspace_facts(HistFactory(workspace, measurement, **codes))
         if options.as_json:
             print_json({"workspace": str(path), **facts})
         else:
             print(", ".join(f"{key} {value}" for key, value in facts.items()))
         return
     seed = 1 if options.seed is None else options.seed
-    outcome = {"workspace": str(path), **fit_workspace(workspace, measurement, seed, force=force)}
+    fitted = fit_workspace(workspace, measurement, seed, force=force, codes=codes)
+    outcome = {"workspace": str(path), **fitted}
     if options.out is not None:
         write_json(options.out, outcome)
     if options.as_json:

@@ -28,8 +28,11 @@ def fit_workspace(
     seed: int = 1,
     *,
     force: bool = False,
+    codes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fit a measurement (default: the first) and return everything as plain values.
+
+    ``codes``: ``normsys_code`` (``code4``, ``code1``) and ``histosys_code`` (``code4p``, ``code0``).
 
     Rows of ``covariance`` belong to ``parameters`` in their order; parameters that are fixed or at a bound
     have zeros there.
@@ -40,7 +43,7 @@ def fit_workspace(
         If directions are not determined by the data (named), if the workspace is inconsistent, or, unless
         ``force``, if the fit does not converge.
     """
-    model = HistFactory(workspace, measurement)
+    model = HistFactory(workspace, measurement, **(codes or {}))
     verdict = identifiability(model)
     require_identifiable(verdict)
     result = fit(model, seed=seed, force=force)

@@ -60,6 +60,31 @@ def test_a_published_workspace_is_fitted_as_by_pyhf(selfcal, workspace):
     assert len(outcome["covariance"]) == len(outcome["best_fit"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
+@pytest.mark.parametrize(("normsys", "histosys"), [("code4", "code4p"), ("code1", "code0")])
+def test_interpolation_codes_are_those_of_pyhf(selfcal, workspace, normsys, histosys):
+    spec = json.loads(workspace.read_text())
+    spec["channels"][0]["samples"][1]["modifiers"] = [
+        {"name": "scale", "type": "normsys", "data": {"hi": 1.3, "lo": 0.9}},
+        {"name": "tilt", "type": "histosys", "data": {"hi_data": [58.0, 49.0], "lo_data": [47.0, 57.0]}},
+    ]
+    spec["measurements"] = spec["measurements"][1:]
+    workspace.write_text(json.dumps(spec))
+    answer = selfcal("fit", "-w", workspace, "--normsys-code", normsys, "--histosys-code", histosys, "--json")
+    assert answer.code == 0
+    outcome = json.loads(answer.out)
+    opened = pyhf.Workspace(spec)
+    settings = {"normsys": {"interpcode": normsys}, "histosys": {"interpcode": histosys}}
+    model = opened.model(modifier_settings=settings)
+    found = {row["name"]: row["value"] for row in outcome["best_fit"]}
+    point = [found[name] for name in model.config.par_names]
+    twice_nll = -2 * float(model.logpdf(point, opened.data(model))[0])
+    assert outcome["twice_nll"] == pytest.approx(twice_nll, rel=1e-10)
+    assert abs(found["scale"]) > 0.01
+    assert selfcal("fit", "demo", "--normsys-code", normsys).code == 2
+    assert selfcal("fit", "-w", workspace, "--normsys-code", "code2").code == 2
+
+
 def test_measurement_and_output_file(selfcal, workspace):
     answer = selfcal("fit", "-w", workspace, "-m", "held", "--out", "fit.json")
     assert answer.code == 0
