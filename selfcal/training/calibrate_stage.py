@@ -45,7 +45,7 @@ def run_calibrate(context: RunContext) -> list[Path]:
 
     Writes ``checkpoints/tagger_final/``, ``scores/<card>.safetensors``, ``results/map/``,
     ``results/composition_fitted.json``, ``results/displacement.json``, ``results/support.json``,
-    ``results/joint.json`` and ``results/roc_before_after.safetensors``.
+    ``results/identifiability.json``, ``results/joint.json`` and ``results/roc_before_after.safetensors``.
 
     Raises
     ------
@@ -71,7 +71,8 @@ def run_calibrate(context: RunContext) -> list[Path]:
     displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
     write_json(results / "displacement.json", {"rows": displacement})
     written += write_support(context, calibration)
-    return [*written, results / "composition_fitted.json", results / "displacement.json"]
+    names = ("composition_fitted.json", "displacement.json", "identifiability.json")
+    return [*written, *(results / name for name in names)]
 
 
 def write_support(context: RunContext, calibration: Calibration) -> list[Path]:
@@ -136,9 +137,18 @@ def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibra
     prior = composition_prior(context, regions, simulated_fractions(sample, len(regions)))
     scratch = context.directory.checkpoints / "derivation"
     folder = write_inputs(scratch, sample, observed, prior, config, context.config.seed)
-    tracker = context.progress("composition and maps", 2 * config.bootstraps + 3)
+    tracker = context.progress("composition and maps", 2 * config.bootstraps + 4)
     derivation = derive(folder, config.workers, lambda done, _: tracker.update(done))
-    return collect(derivation, regions, frame)
+    calibration = collect(derivation, regions, frame)
+    write_json(
+        context.directory.results / "identifiability.json", derivation.identifiability().table(regions)
+    )
+    for flavour in calibration.extrapolated:
+        context.say(
+            f"calibrate: no control region determines how {flavour} jets differ from data; they keep the "
+            "simulation's scores, with the uncertainty of half the nearest flavour's shift (extrapolated)"
+        )
+    return calibration
 
 
 def composition_table(calibration: Calibration) -> dict[str, object]:

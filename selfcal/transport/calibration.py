@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfcal.config.run import MapConfig
+from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, read_json, write_arrays, write_json
@@ -18,6 +19,7 @@ from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, ScoreFrame, condition_features
 from selfcal.transport.derivation import Derivation
+from selfcal.transport.extrapolation import with_extrapolated
 from selfcal.transport.maps import FlavourMaps, build_maps
 
 ARRAYS_NAME, DESCRIPTION_NAME = "map.safetensors", "map.json"
@@ -37,6 +39,8 @@ class Calibration:
     replicas : M bootstrap replicas of ``nominal``
     prior, bulk_fractions, fractions, fraction_uncertainty : composition of the cards, of the bulk
         distance and of the likelihood, and the σ of the latter, (R, F)
+    extrapolated : flavours that no region determines: their nominal map is the identity, and their
+        stiff map makes the step that is their uncertainty
     """
 
     frame: ScoreFrame
@@ -48,6 +52,7 @@ class Calibration:
     fractions: Float[Tensor, "regions flavours"]
     bulk_fractions: Float[Tensor, "regions flavours"]
     fraction_uncertainty: Float[Tensor, "regions flavours"]
+    extrapolated: tuple[str, ...] = ()
 
     def apply(self, jets: ScoredJets, maps: FlavourMaps) -> ScoredJets:
         """Simulated ``jets`` as they would look in data under ``maps``.
@@ -83,16 +88,21 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
     nominal, bulk = derivation.mixture(), derivation.composition()
     spread = torch.stack([replica.fractions for replica in replicas]).var(0)
     disagreement = nominal.fractions - bulk.fractions
+    undetermined = derivation.undetermined()
+    stiff = with_extrapolated(
+        bulk.maps, undetermined, derivation.simulation, derivation.config.composition.map_scale
+    )
     return Calibration(
         frame,
         regions,
         nominal.maps,
-        bulk.maps,
+        stiff,
         tuple(replica.maps for replica in replicas),
         derivation.prior,
         nominal.fractions,
         bulk.fractions,
         (torch.maximum(spread, derivation.fraction_uncertainty().square()) + disagreement.square()).sqrt(),
+        tuple(FLAVOURS[index] for index in undetermined),
     )
 
 
@@ -121,6 +131,7 @@ def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) 
             "frame": {"mean": calibration.frame.mean, "scale": calibration.frame.scale},
             "map": config.model_dump(mode="json"),
             "replicas": len(calibration.replicas),
+            "extrapolated": list(calibration.extrapolated),
         },
     )
     return [folder / ARRAYS_NAME, folder / DESCRIPTION_NAME]
@@ -162,6 +173,7 @@ def load_calibration(folder: Path) -> Calibration:
             arrays["composition/fractions"],
             arrays["composition/bulk"],
             arrays["composition/uncertainty"],
+            tuple(described.get("extrapolated", ())),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"not a calibration of this version: {error}", where=str(folder)) from error

@@ -205,7 +205,8 @@ def fit_by_distance(
                 total = total + displacement_price / regions * _mean_displacement(batch, maps)
         return total
 
-    averaged_descent([*composition.parameters(), *maps.parameters()], loss, schedule, progress)
+    fitted = [p for p in maps.parameters() if p.requires_grad]
+    averaged_descent([*composition.parameters(), *fitted], loss, schedule, progress)
     maps = maps.requires_grad_(requires_grad=False)
     return CompositionFit(_exact(pairs, maps, prior, scales, generator), maps)
 

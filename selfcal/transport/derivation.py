@@ -9,6 +9,7 @@ task                   leaves
 =====================  =======================================================
 composition            fractions and stiff maps, nominal
 densities              base densities, nominal
+identifiability        which flavours no region determines: their maps stay the identity
 bulk-<i>               replica i: resampled events, refitted composition and densities
 mixture                maps and fractions by likelihood, nominal
 replica-<i>            replica i: maps and fractions by likelihood
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 import selfcal
 from selfcal.config.run import CalibrationConfig
+from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
 from selfcal.run.workers import worker_pool
@@ -49,9 +51,18 @@ from selfcal.transport.composition import (
     fit_composition,
 )
 from selfcal.transport.conditions import CONDITIONS
+from selfcal.transport.identifiability import (
+    Identifiability,
+    identifiability,
+    mixture_scores,
+    prior_widths,
+)
 from selfcal.transport.maps import FlavourMaps, build_maps
 from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
 from selfcal.transport.sample import Sample, simulated_fractions
+
+INFORMATION_JETS = 20_000
+"""Jets of data from which the information is estimated, and scaled to all of them."""
 
 SAMPLE_FIELDS = ("coordinates", "conditions", "flavour", "region", "event", "weight")
 
@@ -178,6 +189,27 @@ class Derivation:
         _restore(maps, arrays, "map.")
         return MixtureFit(maps, torch.from_numpy(arrays["fractions"]))
 
+    def identifiability(self) -> Identifiability:
+        """What the data can tell about fractions and maps, at the fractions of the bulk fit."""
+        every = torch.randperm(len(self.data), generator=self.generator("identifiability"))
+        rows = every[:INFORMATION_JETS]
+        data = self.data.rows(rows)
+        fractions = self.composition().fractions
+        kinematics = KinematicFractions(self.simulation, simulated_fractions(self.simulation, self.regions))
+        scores, names = mixture_scores(data, self.densities(), kinematics, fractions)
+        width, scale = self.data.coordinates.shape[1], self.config.composition.map_scale
+        return identifiability(
+            scores.numpy(),
+            data.weight.numpy() * len(every) / len(rows),
+            names,
+            prior_widths(self.prior, fractions, width, scale),
+            fractions.numpy(),
+        )
+
+    def undetermined(self) -> tuple[int, ...]:
+        """Flavours (indices) whose map no region determines."""
+        return tuple(int(i) for i in read_arrays(self.path("identifiability"))["undetermined"].nonzero()[0])
+
     def fraction_uncertainty(self) -> Tensor:
         """σ of each fitted fraction (R, F): bootstrap spread ⊕ ``relative_floor``."""
         replicas = torch.stack(
@@ -215,6 +247,12 @@ def _run_densities(derivation: Derivation) -> None:
         derivation.generator("densities"),
     )
     write_arrays(derivation.path("densities"), _tensors(densities, "density."))
+
+
+def _run_identifiability(derivation: Derivation) -> None:
+    undetermined = derivation.identifiability().undetermined
+    flags = np.array([flavour in undetermined for flavour in FLAVOURS], dtype=np.int8)
+    write_arrays(derivation.path("identifiability"), {"undetermined": flags})
 
 
 def _run_bulk(derivation: Derivation, index: int) -> None:
@@ -268,12 +306,15 @@ def _run_mixture(derivation: Derivation, index: int | None) -> None:
             derivation.generator(task),
             start=start,
             steps=steps,
+            identities=derivation.undetermined(),
         )
     else:
         width = simulation.coordinates.shape[1]
         maps = build_maps(config, width, CONDITIONS)
         if start is not None:
             maps.load_state_dict(start.maps.state_dict())
+        for flavour in derivation.undetermined():
+            maps.of(flavour).requires_grad_(requires_grad=False)
         # The bulk fit's batches: a distance costs their square.
         schedule = DistanceSchedule(steps, derivation.config.composition.batch_size, config.learning_rate)
         by_distance = fit_by_distance(
@@ -302,6 +343,8 @@ def run_task(folder: Path, task: str) -> str:
         _run_composition(derivation)
     elif kind == "densities":
         _run_densities(derivation)
+    elif kind == "identifiability":
+        _run_identifiability(derivation)
     elif kind == "bulk":
         _run_bulk(derivation, int(number))
     else:
@@ -330,6 +373,7 @@ def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> De
     replicas = range(derivation.config.bootstraps)
     waves: Sequence[Sequence[str]] = (
         ("composition", "densities"),
+        ("identifiability",),
         [f"bulk-{index}" for index in replicas],
         ("mixture",),
         [f"replica-{index}" for index in replicas],

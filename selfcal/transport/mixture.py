@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,7 @@ def fit_mixture(
     start: MixtureFit | None = None,
     steps: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    identities: Sequence[int] = (),
 ) -> MixtureFit:
     """Maps T and fractions π that maximise
 
@@ -91,7 +92,8 @@ def fit_mixture(
       - constraint(π) - stiffness(T) - κ/2 Σ_f E_f |T_f⁻¹ u - u|² / (D s²)
 
     with κ = ``displacement_weight`` and s = ``displacement_scale``. The expectation in the
-    displacement cost runs over data with the (fixed) probability of being of flavour f.
+    displacement cost runs over data with the (fixed) probability of being of flavour f. The maps of
+    the flavours ``identities`` (indices) are not fitted.
 
     Raises
     ------
@@ -105,7 +107,10 @@ def fit_mixture(
     if start is not None:
         maps.load_state_dict(start.maps.state_dict())
     log_prior = kinematic_fractions.log_prior(data)
-    parameters = [*composition.parameters(), *maps.parameters()]
+    for flavour in identities:
+        maps.of(flavour).requires_grad_(requires_grad=False)
+    fitted = (p for p in maps.parameters() if p.requires_grad)
+    parameters = [*composition.parameters(), *fitted]
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=0.1

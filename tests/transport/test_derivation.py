@@ -96,7 +96,7 @@ def test_numbers_depend_neither_on_interruption_nor_on_processes(
         (folder / f"{task}.safetensors").write_bytes(finished.path(task).read_bytes())
     torch.rand(17)
     resumed = derive(folder, 2, lambda done, total: None)
-    for task in ("densities", "bulk-0", "mixture", "replica-0", "replica-1"):
+    for task in ("densities", "identifiability", "bulk-0", "mixture", "replica-0", "replica-1"):
         first, second = (read_arrays(d.path(task)) for d in (finished, resumed))
         assert all(np.array_equal(first[name], second[name]) for name in first), task
     assert not np.array_equal(
