@@ -60,11 +60,11 @@ def fitted(config: MapConfig, schedule: DistanceSchedule) -> CalibrationMap:
     return transport
 
 
-@pytest.mark.parametrize(("family", "rate"), [("brenier", 0.1), ("residual", 0.05)])
-def test_between_gaussians_the_map_is_the_optimal_one(family: str, rate: float) -> None:
+@pytest.mark.parametrize(("family", "steps", "rate"), [("brenier", 600, 0.1), ("residual", 1000, 0.03)])
+def test_between_gaussians_the_map_is_the_optimal_one(family: str, steps: int, rate: float) -> None:
     """Within 2 % of the displacement, on jets that the fit did not see; cost within 5 % of the exact one."""
     config = MapConfig(family=family, hidden_width=8, displacement_scale=1.0)  # type: ignore[arg-type]
-    transport = fitted(config, DistanceSchedule(600, 384, rate))
+    transport = fitted(config, DistanceSchedule(steps, 384, rate))
     u, c = draw(2000, seed=77).start
     moved, wanted = transport(u, c), optimal(u, c)
     error = (moved - wanted).square().sum(1).mean().sqrt()
