@@ -34,20 +34,20 @@ def random_points(model: HistFactory, n: int, seed: int = 1, wide: float = 1.5) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_modifier_gives_the_likelihood_of_pyhf(kind, codes, workspaces, pyhf_reference) -> None:
     spec = workspaces.small([workspaces.MODIFIERS[kind]])
-    compare(spec, codes, pyhf_reference)
+    assert_same_likelihood_as_pyhf(spec, codes, pyhf_reference)
 
 
 @pytest.mark.parametrize("codes", CODES)
 def test_all_modifiers_together_give_the_likelihood_of_pyhf(codes, workspaces, pyhf_reference) -> None:
-    compare(workspaces.everything(), codes, pyhf_reference)
+    assert_same_likelihood_as_pyhf(workspaces.everything(), codes, pyhf_reference)
 
 
 @pytest.mark.parametrize("name", ["uncorrelated", "correlated"])
 def test_models_of_pyhf_give_the_likelihood_of_pyhf(name, workspaces, pyhf_reference) -> None:
-    compare(workspaces.simple_models()[name], CODES[0], pyhf_reference)
+    assert_same_likelihood_as_pyhf(workspaces.simple_models()[name], CODES[0], pyhf_reference)
 
 
-def compare(spec, codes, pyhf_reference) -> None:
+def assert_same_likelihood_as_pyhf(spec, codes, pyhf_reference) -> None:
     normsys, histosys = codes
     model = HistFactory(spec, normsys_code=normsys, histosys_code=histosys)
     reference = pyhf_reference(spec, model.index, normsys=normsys, histosys=histosys)
