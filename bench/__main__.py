@@ -15,7 +15,8 @@ import torch
 from bench import likelihood, scale, tagger
 from bench.scale import tile
 from selfcal.config.card import DataCard
-from selfcal.config.run import TaggerConfig, TrainingConfig
+from selfcal.config.tagger import TaggerConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset

@@ -31,7 +31,8 @@ import torch
 from numpy.typing import NDArray
 
 from bench.mock_jets import JET_COLUMNS, ORIGIN, TRACK_COLUMNS, VERTEX, write_mock_jets
-from selfcal.config.run import TaggerConfig, TrainingConfig
+from selfcal.config.tagger import TaggerConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.data.jets import TRACK_FIELDS
 from selfcal.export.onnx_graph import onnx_installed
 from selfcal.export.onnx_tagger import write_tagger

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from selfcal.config.run import TaggerConfig, TrainingConfig
+from selfcal.config.tagger import TaggerConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.data.flavours import B
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import ORIGINS

@@ -58,9 +58,7 @@ def _validate_cards(paths: list[Path], options: Options) -> None:
         selection = DataConfig(cards=(str(path),))
         paths_of_card = card_files(card, path.parent)
         tracks = reader_of(card.format).contents(paths_of_card[0], card.collection).track_fields
-        wanted = Wanted(
-            tracks=bool(tracks), labels=card.role == "simulation", scores=card.scores is not None
-        )
+        wanted = Wanted(tracks=bool(tracks), labels=card.role == "simulation", scores=card.scores is not None)
         reports.append(validate_dataset(card, paths_of_card, path.parent, selection, wanted).report)
     if options.as_json:
         print_json({"datasets": reports})

@@ -1,8 +1,14 @@
-"""The base of every configured thing: immutable, and unknown keys are errors."""
+"""The base of everything configured: immutable, unknown keys are errors; and kinds of numbers."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Configured(BaseModel):

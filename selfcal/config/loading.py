@@ -27,7 +27,8 @@ from selfcal.config.document import (
     read_document,
     set_value,
 )
-from selfcal.config.run import FitConfig, RunConfig
+from selfcal.config.fit import FitConfig
+from selfcal.config.run import RunConfig
 from selfcal.config.shipped import shipped_names, shipped_path, shipped_root
 from selfcal.errors import ConfigError
 

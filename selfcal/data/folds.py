@@ -30,14 +30,10 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def event_hash(
-    dataset: str, run: NDArray[np.int64], event: NDArray[np.int64]
-) -> NDArray[np.uint64]:
+def event_hash(dataset: str, run: NDArray[np.int64], event: NDArray[np.int64]) -> NDArray[np.uint64]:
     """64-bit hash of (dataset, run, event), the same on every machine."""
     seed = np.uint64(zlib.crc32(dataset.encode()))
-    return splitmix64(
-        splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64)
-    )
+    return splitmix64(splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64))
 
 
 def fold_of(jets: Jets, fractions: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)) -> NDArray[np.int8]:

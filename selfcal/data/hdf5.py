@@ -31,7 +31,6 @@ _BLOCK = 4096
 _JET_CHUNK, _TRACK_CHUNK = 4096, 512
 
 
-
 def write_jets(
     path: Path,
     jets: Jets,

@@ -14,9 +14,7 @@ FLOOR = 1e-9
 underflowed to zero has no information below it; a larger floor would change scores that have."""
 
 
-def log_scores(
-    probabilities: NDArray[np.float64], classes: Sequence[str], where: str
-) -> NDArray[np.float64]:
+def log_scores(probabilities: NDArray[np.float64], classes: Sequence[str], where: str) -> NDArray[np.float64]:
     """ln p, (N, K), of K class probabilities, with p' = max(p, FLOOR) / sum of these.
 
     A saturated score (0 or 1) becomes a finite log-ratio. A row with a negative entry, the

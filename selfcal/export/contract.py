@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfcal.config.run import ExportConfig
+from selfcal.config.fit import ExportConfig
 from selfcal.export.rows import ScaleFactorRows
 
 

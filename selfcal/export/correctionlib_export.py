@@ -38,7 +38,7 @@ import correctionlib.schemav2 as schema
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import ExportConfig
+from selfcal.config.fit import ExportConfig
 from selfcal.data.flavours import FLAVOUR_TO_CONE_LABEL, FLAVOURS
 from selfcal.export.contract import Exported, Results
 from selfcal.export.rows import Place, ScaleFactorRows, working_point_name

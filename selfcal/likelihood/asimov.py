@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.external import NONE, external_entries
 from selfcal.likelihood.fit import FitResult, fit
 from selfcal.likelihood.histfactory import HistFactory

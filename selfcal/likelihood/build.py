@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import FitConfig, TaggerConfig
+from selfcal.config.fit import FitConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold
 from selfcal.data.score_files import NOMINAL, control_scores, detector_variants, within_abs_eta

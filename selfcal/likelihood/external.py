@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from selfcal.config.external import ExternalPrior
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import ConfigError
 from selfcal.likelihood.templates import Binning, Templates

@@ -49,9 +49,7 @@ class ShiftWeights(NamedTuple):
     down: Tensor
 
 
-def shift_weights(
-    alpha: Float[Tensor, "*batch H"], code: HistosysCode, derivative: int = 0
-) -> ShiftWeights:
+def shift_weights(alpha: Float[Tensor, "*batch H"], code: HistosysCode, derivative: int = 0) -> ShiftWeights:
     """Weights of the shifts up and down at α, or their first or second derivative."""
     zero = torch.zeros_like(alpha)
     line = (alpha, torch.ones_like(alpha), zero)[derivative]
@@ -66,9 +64,7 @@ def shift_weights(
     else:
         bend = (30 + square * (90 * square - 120)) / 16
     inside = alpha.abs() <= 1
-    return ShiftWeights(
-        torch.where(inside, bend + line / 2, up), torch.where(inside, bend - line / 2, down)
-    )
+    return ShiftWeights(torch.where(inside, bend + line / 2, up), torch.where(inside, bend - line / 2, down))
 
 
 class Scales:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import ConfigError, DataError
 from selfcal.likelihood.external import NONE, external_entries

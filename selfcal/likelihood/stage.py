@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.errors import ConfigError, FitError
 from selfcal.likelihood.asimov import blinded_templates
 from selfcal.likelihood.build import MeasureFold, build_templates, measure_fold, write_discriminants

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.external import external_entries, external_shift
 from selfcal.likelihood.layout import Layout, sample_name
 from selfcal.likelihood.shifts import SHIFT_MAX, map_modes, pruned, relative_shift, smoothed

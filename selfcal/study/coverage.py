@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.config.study import CoverageConfig
 from selfcal.errors import DataError
 from selfcal.likelihood.coverage import coverage_table, toy_scale_factors

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import selfcal
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import ORIGINS, Jets
 from selfcal.errors import DataError

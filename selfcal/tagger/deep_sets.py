@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.heads import dense_layers
 from selfcal.tagger.inputs import TaggerInputs

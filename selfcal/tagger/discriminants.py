@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import LIGHT, TAU, B, C
 from selfcal.errors import ConfigError
 

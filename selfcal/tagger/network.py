@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import ORIGINS
 from selfcal.tagger.batching import JetBatch

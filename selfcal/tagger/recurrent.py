@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.errors import ConfigError
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.inputs import Normalisation, TaggerInputs

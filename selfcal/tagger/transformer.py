@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.tagger.attention_bias import AttentionBias
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.inputs import Normalisation, TaggerInputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfcal.config.run import JointConfig
+from selfcal.config.training import JointConfig
 
 AVERAGE_KEPT = 0.95
 """Memory of the moving average of each D_r: about twenty minibatches."""

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfcal.config.run import JointConfig, TrainingConfig
+from selfcal.config.training import JointConfig, TrainingConfig
 from selfcal.data.flavours import LIGHT, B
 from selfcal.errors import FitError
 from selfcal.penalty.contract import LearntPenalty

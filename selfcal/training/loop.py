@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.run.atomic import write_text
 from selfcal.run.metrics import read_metrics

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.tagger.batching import UNKNOWN_VERTEX, JetBatch
 from selfcal.tagger.network import FlavourTagger, TaggerOutput
 from selfcal.tagger.pairs import TrackPairs

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfcal.config.run import JointConfig
+from selfcal.config.training import JointConfig
 from selfcal.data.flavours import B
 from selfcal.errors import ConfigError
 from selfcal.penalty.choice import build_penalty

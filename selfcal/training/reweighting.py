@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import DataError
 from selfcal.tagger.batching import TensorJets

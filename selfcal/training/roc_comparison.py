@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import LIGHT, B, C
 from selfcal.data.jets import Jets
 from selfcal.tagger.bundle import TaggerBundle

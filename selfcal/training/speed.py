@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.data.jets import Jets
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.evaluation import log_probabilities

@@ -9,7 +9,7 @@ import zuko
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfcal.config.run import BaseDensityConfig
+from selfcal.config.calibration import BaseDensityConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
 from selfcal.transport.conditions import CONDITIONS

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.errors import FitError
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.maps import InvertibleMap

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfcal.config.run import CompositionConfig
+from selfcal.config.calibration import CompositionConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.penalty.contract import Penalty, PenaltySample
 from selfcal.penalty.energy import LEADING_SHARE, EnergyPenalty, mean_distance_within

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.transport.averaged_descent import DistanceSchedule
 from selfcal.transport.between import fit_between
 from selfcal.transport.brenier_map import BrenierMap

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 import selfcal
-from selfcal.config.run import CalibrationConfig
+from selfcal.config.calibration import CalibrationConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text

@@ -43,9 +43,7 @@ class MixtureDistance:
 
     def value(self, fractions: NDArray[np.float64]) -> float:
         """D(π) for fractions (F,) that add up to one."""
-        return float(
-            2.0 * fractions @ self.to_data - fractions @ self.between @ fractions - self.within_data
-        )
+        return float(2.0 * fractions @ self.to_data - fractions @ self.between @ fractions - self.within_data)
 
     def gradient(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
         """dD/dπ, (F,)."""

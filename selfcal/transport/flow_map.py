@@ -12,7 +12,7 @@ from jaxtyping import Float
 from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform
 from torch import Tensor, nn
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.maps import InvertibleMap
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.transport.flow_map import FlowMap
 from selfcal.transport.maps import InvertibleMap
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from selfcal.config.run import DataConfig, ExportConfig, RunConfig
+from selfcal.config.fit import ExportConfig
+from selfcal.config.run import DataConfig, RunConfig
 from selfcal.export.contract import Results
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.likelihood.eigenvariations import reduce_covariance, round_trip_error

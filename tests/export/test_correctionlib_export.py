@@ -11,7 +11,7 @@ import correctionlib.schemav2
 import numpy as np
 import pytest
 
-from selfcal.config.run import ExportConfig
+from selfcal.config.fit import ExportConfig
 from selfcal.errors import ConfigError, DataError
 from selfcal.export.correctionlib_export import correction_set, export_correctionlib
 from selfcal.export.rows import ScaleFactorRows, working_point_name

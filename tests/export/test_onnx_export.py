@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import MapConfig, TaggerConfig
+from selfcal.config.calibration import MapConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.export.onnx_export import export_onnx
 from selfcal.run.atomic import write_json
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, save_bundle

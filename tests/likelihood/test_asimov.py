@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.asimov import asimov_fit, blinded_templates
 from selfcal.likelihood.scale_factors import as_json
 from selfcal.likelihood.stage import fit_json, measure

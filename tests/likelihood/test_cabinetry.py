@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.pyhf_check import backend, pyhf_order
 from selfcal.likelihood.stage import measure
 from selfcal.run.atomic import write_json

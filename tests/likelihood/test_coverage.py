@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.coverage import (
     Limits,
     coverage_table,

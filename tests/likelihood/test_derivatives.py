@@ -64,9 +64,7 @@ def test_one_step_with_eliminated_factors_is_the_step_of_the_whole_matrix(worksp
     counts, centre = model.observed[None], model.centre[None]
     reached = minimise(differentiator, theta[None], counts, centre, iterations_max=1).theta[0]
     linear = differentiator.linear(theta[None])
-    information = fisher_information(
-        model, theta, linear.expected[0], differentiator.jacobian(linear)[0]
-    )
+    information = fisher_information(model, theta, linear.expected[0], differentiator.jacobian(linear)[0])
     slope = gradient(differentiator, theta[None], counts, centre)
     free = moving(model, theta[None], slope)[0]
     step = torch.zeros_like(theta)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.shifts import independent_modes
 from selfcal.likelihood.stage import measure

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
 
 from selfcal.config.external import ExternalPrior
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.errors import ConfigError
 from selfcal.likelihood.external import bin_factors, external_entries, with_external
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf

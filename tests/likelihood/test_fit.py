@@ -10,7 +10,7 @@ import pyhf
 import pytest
 import torch
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.errors import FitError
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.errors import FitError
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.layout import make_layout

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.impacts import (
     AGREEMENT,
     hold,

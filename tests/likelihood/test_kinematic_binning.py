@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from selfcal.config.run import FitConfig, TaggerConfig
+from selfcal.config.fit import FitConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError
 from selfcal.export.rows import Place, ScaleFactorRows

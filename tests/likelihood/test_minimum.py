@@ -11,7 +11,7 @@ import pytest
 import torch
 from iminuit import Minuit
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import certify, fit, minuit_minimum
 from selfcal.likelihood.histfactory import HistFactory

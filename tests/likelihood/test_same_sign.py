@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.errors import ConfigError
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
 from selfcal.likelihood.same_sign import subtract_same_sign

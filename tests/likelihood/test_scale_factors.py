@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chi2
 
 from selfcal.config.external import ExternalPrior
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.errors import DataError
 from selfcal.likelihood.fit import fit
 from selfcal.likelihood.scale_factors import as_json, group_of, scale_factors

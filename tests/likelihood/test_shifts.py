@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.histfactory import Cell
 from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.shifts import pruned, smoothed

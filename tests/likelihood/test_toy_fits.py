@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood import toy_fits
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, kstest
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.likelihood.stage import Measurement, measure
 from selfcal.likelihood.two_roads import (
     Agreement,

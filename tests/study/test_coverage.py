@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selfcal.config.run import FitConfig
+from selfcal.config.fit import FitConfig
 from selfcal.config.study import CoverageConfig, StudyConfig
 from selfcal.errors import DataError
 from selfcal.likelihood.templates import Binning, Templates, read_templates, templates_json

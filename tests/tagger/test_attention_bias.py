@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.errors import ConfigError
 from selfcal.tagger.attention_bias import SMALLEST, AttentionBias, pair_features
 from selfcal.tagger.batching import to_tensors

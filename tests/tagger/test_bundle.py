@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.jets import TRACK_FIELDS
 from selfcal.errors import DataError
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, load_bundle, save_bundle

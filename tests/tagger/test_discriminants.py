@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import CharmDiscriminant, TaggerConfig, TauDiscriminant
+from selfcal.config.tagger import CharmDiscriminant, TaggerConfig, TauDiscriminant
 from selfcal.errors import ConfigError
 from selfcal.tagger.discriminants import discriminant_b, discriminant_c, discriminant_of, discriminant_tau
 

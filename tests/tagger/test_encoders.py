@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.tagger.batching import to_tensors
 from selfcal.tagger.bundle import build_tagger
 from selfcal.tagger.inputs import TRACK_INPUTS, Normalisation, TaggerInputs, common_inputs, compute_features

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.tagger.batching import to_tensors, unlabelled_batch
 from selfcal.tagger.bundle import build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import TaggerConfig
+from selfcal.config.tagger import TaggerConfig
 from selfcal.tagger.batching import to_tensors
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.recurrent import RecurrentEncoder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfcal.config.run import TaggerConfig, TrainingConfig
+from selfcal.config.tagger import TaggerConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.tagger.batching import TensorJets
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfcal.config.run import JointConfig
+from selfcal.config.training import JointConfig
 from selfcal.training.constraints import AVERAGE_KEPT, Constraints
 
 

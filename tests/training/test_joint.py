@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import JointConfig, TrainingConfig
+from selfcal.config.training import JointConfig, TrainingConfig
 from selfcal.data.flavours import LIGHT, TAU, B, C
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError, DataError

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from selfcal.config.calibration import CalibrationConfig, CompositionConfig
 from selfcal.config.card import DataCard
-from selfcal.config.run import (
-    CalibrationConfig,
-    CompositionConfig,
-    DataConfig,
-    FitConfig,
-    JointConfig,
-    RunConfig,
-    TaggerConfig,
-    TrainingConfig,
-)
+from selfcal.config.fit import FitConfig
+from selfcal.config.run import DataConfig, RunConfig
+from selfcal.config.tagger import TaggerConfig
+from selfcal.config.training import JointConfig, TrainingConfig
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.hdf5 import write_jets
 from selfcal.run.context import RunContext

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.run.metrics import append_metrics, read_metrics
 from selfcal.tagger.bundle import TaggerBundle, build_tagger

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.network import TaggerOutput
 from selfcal.tagger.pairs import pair_matrix, track_pairs

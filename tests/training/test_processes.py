@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.run.metrics import read_metrics
 from selfcal.training.objectives import supervised_loss
 from selfcal.training.processes import ALONE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import TrainingConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.errors import DataError
 from selfcal.tagger.batching import TensorJets
 from selfcal.training.reweighting import balance_factors, kinematic_factors, reweighted

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from selfcal.config.card import DataCard
-from selfcal.config.run import DataConfig, FitConfig, RunConfig, TaggerConfig, TrainingConfig
+from selfcal.config.fit import FitConfig
+from selfcal.config.run import DataConfig, RunConfig
+from selfcal.config.tagger import TaggerConfig
+from selfcal.config.training import TrainingConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.hdf5 import write_jets

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from selfcal.config.run import BaseDensityConfig, CalibrationConfig, CompositionConfig, MapConfig
+from selfcal.config.calibration import BaseDensityConfig, CalibrationConfig, CompositionConfig, MapConfig
 from selfcal.data.scored import ScoredJets, concatenate
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import ScoreFrame

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.transport.averaged_descent import DistanceSchedule, averaged_descent
 from selfcal.transport.between import fit_between
 from selfcal.transport.maps import CalibrationMap, build_maps

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.data.scored import concatenate
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays

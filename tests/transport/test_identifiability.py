@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.config.run import BaseDensityConfig
+from selfcal.config.calibration import BaseDensityConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import concatenate
 from selfcal.transport.base_density import BaseDensities, fit_base_densities

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.errors import ConfigError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.transport.affine_map import AffineMap

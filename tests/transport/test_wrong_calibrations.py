@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from selfcal.config.run import MapConfig
+from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.scored import ScoredJets, concatenate
 from selfcal.likelihood.templates import Binning

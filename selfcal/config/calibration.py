@@ -1,0 +1,88 @@
+"""How composition and calibration maps are fitted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from selfcal.config.base import Configured, Positive, PositiveInt
+from selfcal.config.training import JointConfig
+
+
+class MapConfig(Configured):
+    """The calibration map T(z | pT, |eta|) of each flavour.
+
+    ``family``: ``flow`` (affine, then splines), ``residual`` (z + g(z, c), no inverse), ``brenier`` (gradient
+    of a convex function: optimal transport by construction), ``switch`` (one flow for both samples; not a map
+    of small displacement) or ``identity``. ``structure`` and ``library`` concern the splines of ``flow`` and
+    ``switch``. ``fit_by: auto`` is the mixture likelihood where the family has an inverse, else the distance
+    that also fits the composition (``divergence``).
+    ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
+    of the scores; moving all jets of a flavour that far costs the log-likelihood half of
+    ``displacement_weight``.
+    """
+
+    family: Literal["flow", "residual", "brenier", "switch", "identity"] = "flow"
+    library: Literal["zuko", "nflows"] = "zuko"
+    structure: Literal["coupling", "autoregressive"] = "coupling"
+    fit_by: Literal["auto", "likelihood", "divergence"] = "auto"
+    transforms: PositiveInt = 1
+    hidden_width: PositiveInt = 32
+    spline_bins: PositiveInt = 8
+    displacement_scale: Positive = 0.15
+    displacement_weight: Positive = 150.0
+    steps: PositiveInt = 300
+    batch_size: PositiveInt = 1024
+    learning_rate: Positive = 3e-3
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.structure == "autoregressive" and self.library != "zuko":
+            raise ValueError(f"'structure: autoregressive' is by zuko only, found 'library: {self.library}'")
+        if self.family == "residual" and self.fit_by == "likelihood":
+            raise ValueError("'family: residual' has no inverse, which 'fit_by: likelihood' needs")
+        return self
+
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether the map is fitted by the mixture likelihood, not by a distance between samples."""
+        return self.fit_by == "likelihood" or (self.fit_by == "auto" and self.family != "residual")
+
+
+class CompositionConfig(Configured):
+    """The flavour fractions of every region, from the bulk of the scores.
+
+    ``map_scale`` is the prior width of the stiff maps fitted with them, in standard deviations.
+    ``relative_floor`` is added in quadrature to the bootstrap spread of each fraction
+    before it constrains the map: what the bulk distance itself may be wrong by.
+    """
+
+    relative_floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    map_scale: Positive = 0.1
+    steps: PositiveInt = 250
+    batch_size: PositiveInt = 512
+    learning_rate: Positive = 2e-2
+
+
+class BaseDensityConfig(Configured):
+    """The simulation's density p(z | pT, |eta|) of each flavour."""
+
+    transforms: PositiveInt = 3
+    hidden_width: PositiveInt = 48
+    spline_bins: PositiveInt = 8
+    steps: PositiveInt = 600
+    batch_size: PositiveInt = 512
+    learning_rate: Positive = 2e-3
+
+
+class CalibrationConfig(Configured):
+    """Stages 1 and 3: composition, then map, then bootstrap replicas."""
+
+    base_density: BaseDensityConfig = BaseDensityConfig()
+    composition: CompositionConfig = CompositionConfig()
+    map: MapConfig = MapConfig()
+    joint: JointConfig = JointConfig()
+    bootstraps: Annotated[int, Field(ge=2)] = 10
+    bootstrap_steps: PositiveInt = 60
+    workers: Annotated[int, Field(ge=0)] = 0
