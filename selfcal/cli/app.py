@@ -283,30 +283,53 @@ StudyOut = Annotated[
 ]
 
 
+StudyStore = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Runs of all studies (default: 'store' beside --out)."),
+]
+StudyWorkers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=1, help="Run points in this many processes (Dask).")
+]
+StudyScheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", help="Run points on a Dask cluster, e.g. tcp://host:8786."
+    ),
+]
+
+
 @study_app.command("run")
 def study_run(
     study: StudyArgument,
+    config: opt.ConfigOption = None,
     assignments: opt.SetOption = None,
     out: StudyOut = None,
+    store: StudyStore = None,
+    workers: StudyWorkers = None,
+    scheduler: StudyScheduler = None,
     dry_run: opt.DryRunOption = False,
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
     quiet: opt.QuietOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
-    """Run every point of a study, one after the other; points that are done are kept."""
+    """Run every point of a study; points that are done, by this or another study, are not done again."""
     del debug
-    from selfcal.cli.studies import execute_study
+    from selfcal.cli.studies import Where, execute_study
 
-    options = opt.collect(None, None, assignments, None, out, dry_run, as_json, verbose, quiet)
-    execute_study(study, options, resume=False)
+    options = opt.collect(None, config, assignments, None, out, dry_run, as_json, verbose, quiet)
+    execute_study(study, options, Where(store, workers, scheduler), resume=False)
 
 
 @study_app.command("resume")
 def study_resume(
     study: StudyArgument,
+    config: opt.ConfigOption = None,
     assignments: opt.SetOption = None,
     out: StudyOut = None,
+    store: StudyStore = None,
+    workers: StudyWorkers = None,
+    scheduler: StudyScheduler = None,
     dry_run: opt.DryRunOption = False,
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
@@ -315,10 +338,10 @@ def study_resume(
 ) -> None:
     """Go on with a study that was interrupted, or try its failed points again."""
     del debug
-    from selfcal.cli.studies import execute_study
+    from selfcal.cli.studies import Where, execute_study
 
-    options = opt.collect(None, None, assignments, None, out, dry_run, as_json, verbose, quiet)
-    execute_study(study, options, resume=True)
+    options = opt.collect(None, config, assignments, None, out, dry_run, as_json, verbose, quiet)
+    execute_study(study, options, Where(store, workers, scheduler), resume=True)
 
 
 @study_app.command("list")

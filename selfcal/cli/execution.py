@@ -13,35 +13,22 @@ from selfcal.cli.options import Options
 from selfcal.config.card import DataCard
 from selfcal.config.loading import LoadedRun, load_run, resolved_yaml
 from selfcal.errors import ConfigError, SelfcalError
-from selfcal.run.atomic import write_text
 from selfcal.run.context import RunContext
-from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import reporter_for
-from selfcal.run.stages import Stage, StageState, input_digests, run_stages, stage_states
+from selfcal.run.stages import Stage, StageState, stage_states
+from selfcal.study.execution import context_of, run_loaded
 from selfcal.study.pipeline import DESCRIPTIONS, pipeline, stages_for_verb
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 """Environment variable by which a process knows that torchrun has started it."""
 
 
-def context_of(options: Options, loaded: LoadedRun) -> RunContext:
-    """The context of a run; nothing is written."""
-    path = options.out or Path("runs") / loaded.config.name
-    return RunContext(
-        loaded.config,
-        loaded.cards,
-        RunDirectory(path),
-        reporter_for(options.quiet),
-        loaded.card_folders,
-        loaded.data_root,
-    )
-
-
-def execute(verb: str, options: Options, *, resume: bool = False, until: str | None = None) -> None:
-    """Do ``verb`` (``run`` or one stage) and print the outcome; ``run`` stops after the stage ``until``."""
+def execute(verb: str, options: Options, *, resume: bool = False) -> None:
+    """Do ``verb`` (``run`` or one stage) and print the outcome."""
     set_log_level(options.verbose)
     loaded = load_run(options.configurations, options.assignments, options.seed)
-    context = context_of(options, loaded)
+    directory = options.out or Path("runs") / loaded.config.name
+    context = context_of(loaded, directory, reporter_for(options.quiet))
     if resume and not context.directory.provenance.exists():
         raise ConfigError(
             "there is no run to resume",
@@ -55,19 +42,13 @@ def execute(verb: str, options: Options, *, resume: bool = False, until: str | N
     if TORCHRUN in os.environ:
         _execute_together(verb, options, loaded, context)
     else:
-        _execute_stages(verb, options, loaded, context, until)
+        _execute_stages(verb, options, loaded, context)
 
 
-def _execute_stages(
-    verb: str, options: Options, loaded: LoadedRun, context: RunContext, until: str | None = None
-) -> None:
+def _execute_stages(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:
     with context.directory.lock():
-        stages = pipeline(context, until) if verb == "run" else stages_for_verb(context, verb)
-        if not all(state.current for state in stage_states(stages, context)):
-            _, inputs = input_digests(stages, context)
-            write_text(context.directory.resolved_config, resolved_yaml(loaded, context.directory.path))
-            context.directory.write_provenance(loaded.config.seed, ["selfcal", *sys.argv[1:]], inputs)
-        done = run_stages(stages, context)
+        stages = pipeline(context) if verb == "run" else stages_for_verb(context, verb)
+        done = run_loaded(loaded, context, stages, ["selfcal", *sys.argv[1:]])
     _show_outcome(options, context, stages, done)
 
 

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -241,7 +242,7 @@ def _with_cards(config: RunConfig, document: Document) -> LoadedRun:
     for index, name in enumerate(config.data.cards):
         try:
             path = _card_path(name, document, ("data", "cards", index))
-            card_document = read_document(path)
+            card_document = _changed(read_document(path), config, document)
             card = load_model(card_document, DataCard)
         except ConfigError as error:
             problems.append(error)
@@ -250,10 +251,39 @@ def _with_cards(config: RunConfig, document: Document) -> LoadedRun:
         paths.append(path)
         documents.append(card_document)
     if not problems:
-        problems = _inconsistencies(config, cards, documents)
+        problems = _inconsistencies(config, cards, documents) + _idle_changes(config, cards, document)
     if problems:
         raise joined_problems(problems)
     return LoadedRun(config, tuple(cards), tuple(paths), _data_root(config, document))
+
+
+def _changed(card: Document, config: RunConfig, document: Document) -> Document:
+    """A card with the ``data.changes`` whose pattern its name matches."""
+    for pattern, values in config.data.changes.items():
+        if fnmatchcase(str(card.values.get("name")), pattern):
+            written = ("data", "changes", pattern)
+            positions = {
+                path[len(written) :]: position
+                for path, position in document.positions.items()
+                if path[: len(written)] == written and len(path) > len(written)
+            }
+            for key in values:
+                positions.setdefault((key,), document.position((*written, key)))
+            card = merge_documents(card, Document(values, positions))
+    return card
+
+
+def _idle_changes(config: RunConfig, cards: Sequence[DataCard], document: Document) -> list[ConfigError]:
+    """Patterns of ``data.changes`` that no card's name matches: most likely a slip."""
+    return [
+        ConfigError(
+            f"no data card is named like '{pattern}'",
+            where=_where(document, ("data", "changes", pattern)),
+            expected=f"a pattern for {', '.join(card.name for card in cards)}",
+        )
+        for pattern in config.data.changes
+        if not any(fnmatchcase(card.name, pattern) for card in cards)
+    ]
 
 
 def _source_folder(document: Document, path: KeyPath) -> Path:

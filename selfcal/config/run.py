@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,10 +28,14 @@ class DataConfig(Configured):
 
     The folds (train, derive, measure) are shared out separately: simulation needs jets to
     train on, data are most precious where they measure.
+
+    ``changes`` are laid over the data cards whose name matches a pattern, such as
+    ``{"data_*": {generate: {jets: 5000}}}``: key by key, later patterns over earlier ones.
     """
 
     cards: tuple[str, ...]
     root: str | None = None
+    changes: dict[str, dict[str, Any]] = {}
     simulation_folds: tuple[Probability, Probability, Probability] = (0.5, 0.2, 0.3)
     data_folds: tuple[Probability, Probability, Probability] = (0.2, 0.4, 0.4)
     pt_gev_min: Positive = 20.0

@@ -1,15 +1,20 @@
-"""Studies: the same run at many points, and which numbers to put side by side."""
+"""Studies: the same run at many points, which numbers to put side by side, and what they should show."""
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured
 
-DottedKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+_KEY = r"[A-Za-z0-9_-]+(\[[^\]]+\])?"
+ResultPath = Annotated[str, Field(pattern=rf"^[A-Za-z0-9_-]+(\.{_KEY})+$")]
+"""``file.key.key`` in ``results/<file>.json``; ``rows[flavour=b,working_point=0.77]`` selects from a list."""
+
+CASE = "case"
+SEED = "seed"
 
 
 class CoverageConfig(Configured):
@@ -19,35 +24,99 @@ class CoverageConfig(Configured):
     seed: Annotated[int, Field(ge=0)] = 1
 
 
-class StudyConfig(Configured):
-    """One study: the product of ``axes`` and ``seeds`` on top of a base configuration.
+class Case(Configured):
+    """One named point of a list: ``set`` assigns keys of the run's configuration, ``at`` is its place on a
+    scale (only for checks of a slope)."""
 
-    ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run, then the
-    keys inside it; a number and its ``..._error`` are shown together. ``until`` is the last stage of each
-    run, if not all of them are needed. ``expected`` says in words what the numbers should show. ``coverage``
-    adds toy experiments to every run; a finished run in the study's folder is not run again.
+    name: Name
+    set: dict[str, Any] = {}
+    at: float | None = None
+
+
+class Check(Configured):
+    """One rule of the expected outcome: numbers of some points, within ``min`` and ``max``.
+
+    ``value`` is a column of ``collect``. ``where`` chooses points by axis, ``case`` or ``seed`` (default:
+    all). With ``against`` each number is first compared with that of the point which differs in these keys
+    alone, as ``ratio`` or ``difference``. ``over`` says which number must be within the limits: ``every``
+    one, their ``mean``, ``min``, ``max``, ``rms``, or the ``slope`` of ln(value) against ln(x), x being the
+    values of the axis ``along`` (``case``: its ``at``). Numbers that are absent (null) are left out.
+    """
+
+    value: str
+    where: dict[str, Any] = {}
+    against: dict[str, Any] = {}
+    compare: Literal["ratio", "difference"] = "ratio"
+    over: Literal["every", "mean", "min", "max", "rms", "slope"] = "every"
+    along: str | None = None
+    min: float | None = None
+    max: float | None = None
+    because: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a check needs 'min', 'max' or both")
+        if (self.over == "slope") != (self.along is not None):
+            raise ValueError("'along' names the axis of 'over: slope', and of nothing else")
+        return self
+
+
+class StudyConfig(Configured):
+    """One study: the product of ``axes``, ``cases`` and ``seeds`` on top of a base configuration.
+
+    ``axes`` is a grid of values by configuration key, ``cases`` a list of named points that may set several
+    keys each. ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run,
+    then the keys inside it, ``[key=value,...]`` selecting rows of a list; a mapping gives them names of
+    their own. A number and its ``..._error`` are shown together. ``until`` is the last stage of each run,
+    if not all of them are needed. ``coverage`` adds toy experiments to every run. ``expected`` says in
+    words what the numbers should show, ``checks`` as rules that are looked at in the end.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str
     base: str
     axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    cases: tuple[Case, ...] = ()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1,)
     until: str | None = None
-    collect: Annotated[tuple[DottedKey, ...], Field(min_length=1)]
+    collect: (
+        Annotated[tuple[ResultPath, ...], Field(min_length=1)]
+        | Annotated[dict[Name, ResultPath], Field(min_length=1)]
+    )
     expected: str
+    checks: tuple[Check, ...] = ()
     coverage: CoverageConfig | None = None
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Where each collected number is found, by the name it goes by."""
+        return self.collect if isinstance(self.collect, dict) else {path: path for path in self.collect}
+
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if "seed" in self.axes:
-            raise ValueError("'seed' is no axis; list the seeds under 'seeds'")
-        for name, values in (*self.axes.items(), ("seeds", self.seeds)):
+    def _points(self) -> Self:
+        for name, place in ((SEED, "list the seeds under 'seeds'"), (CASE, "list the cases under 'cases'")):
+            if name in self.axes:
+                raise ValueError(f"'{name}' is no axis; {place}")
+        names = [case.name for case in self.cases]
+        for name, values in (*self.axes.items(), ("seeds", self.seeds), ("cases", names)):
             if any(value in values[:index] for index, value in enumerate(values)):
                 raise ValueError(f"'{name}' holds a value twice")
+        taken = {*self.axes, SEED}
+        for case in self.cases:
+            if both := sorted(taken & set(case.set)):
+                raise ValueError(f"'cases' and the axes both set {both}")
         return self
 
-    def points(self) -> list[dict[str, Any]]:
-        """Every combination of axis values and seeds; the seed varies fastest."""
-        names = [*self.axes, "seed"]
-        return [dict(zip(names, values, strict=True)) for values in product(*self.axes.values(), self.seeds)]
+    @model_validator(mode="after")
+    def _known_in_checks(self) -> Self:
+        keys = {*self.axes, SEED, *([CASE] if self.cases else [])}
+        for check in self.checks:
+            if check.value not in self.columns:
+                raise ValueError(f"'checks' look at '{check.value}', which is not among 'collect'")
+            named = {*check.where, *check.against, *([check.along] if check.along else [])}
+            if unknown := sorted(named - keys):
+                raise ValueError(f"'checks' name {unknown}, known are {sorted(keys)}")
+            if check.along == CASE and any(case.at is None for case in self.cases):
+                raise ValueError("'along: case' needs 'at' in every case")
+        return self

@@ -120,8 +120,8 @@ class RunDirectory:
         return self.provenance.exists() or (self.path / ".lock").exists()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for this process alone.
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the directory for this process alone; with ``wait``, as soon as nobody else holds it.
 
         The kernel drops the lock with the process that holds it, however that ends: no lock
         outlives a killed run.
@@ -140,7 +140,7 @@ class RunDirectory:
             ) from error
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
                 raise ConfigError(

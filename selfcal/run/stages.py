@@ -30,6 +30,9 @@ from selfcal.errors import DataError, Interrupted
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
 
+INPUT_DIGESTS = "inputs.json"
+"""Name of the file that keeps the digests of input files."""
+
 
 def _no_inputs(context: RunContext) -> Sequence[Path]:
     """A stage that reads nothing from outside the run."""
@@ -117,22 +120,35 @@ class InputDigests:
             self._changed = False
 
 
-def input_digests(stages: Sequence[Stage], context: RunContext) -> tuple[InputDigests, dict[str, str]]:
-    """The digest store of the run and the SHA-256 of every input file of ``stages`` by path."""
-    store = InputDigests(context.directory.stages / "inputs.json")
+def input_digests(
+    stages: Sequence[Stage], context: RunContext, store: InputDigests | None = None
+) -> tuple[InputDigests, dict[str, str]]:
+    """The digest store (by default the run's own) and the SHA-256 of every input file of ``stages`` by
+    path."""
+    store = store or InputDigests(context.directory.stages / INPUT_DIGESTS)
     files = {path for stage in stages for path in stage.inputs(context)}
     return store, {str(path): store.of(path) for path in sorted(files)}
+
+
+def stage_fingerprints(
+    stages: Sequence[Stage], context: RunContext, digests: Mapping[str, str]
+) -> dict[str, str]:
+    """Fingerprint of each of ``stages`` (in order, upstream first) by name; ``digests`` of the input
+    files."""
+    found: dict[str, str] = {}
+    for stage in stages:
+        found[stage.name] = _fingerprint(stage, context, found, digests)
+    return found
 
 
 def stage_states(stages: Sequence[Stage], context: RunContext) -> list[StageState]:
     """Which of ``stages`` (in order, upstream first) are current. Writes nothing."""
     _, digests = input_digests(stages, context)
     states: list[StageState] = []
-    fingerprints: dict[str, str] = {}
+    fingerprints = stage_fingerprints(stages, context, digests)
     stale: dict[str, bool] = {}
     for stage in stages:
-        fingerprint = _fingerprint(stage, context, fingerprints, digests)
-        fingerprints[stage.name] = fingerprint
+        fingerprint = fingerprints[stage.name]
         behind = [name for name in stage.upstream if stale[name]]
         reason = f"follows '{behind[0]}'" if behind else _why_not_current(stage, context, fingerprint)
         stale[stage.name] = reason is not None
@@ -154,12 +170,14 @@ def _fingerprint(
     )
 
 
-def _record_path(context: RunContext, name: str) -> Path:
+def record_path(context: RunContext, name: str) -> Path:
+    """Where a run keeps the record of one stage."""
     return context.directory.stages / f"{name}.json"
 
 
-def _read_record(context: RunContext, name: str) -> dict[str, Any] | None:
-    path = _record_path(context, name)
+def read_record(context: RunContext, name: str) -> dict[str, Any] | None:
+    """The record of one stage; None where there is none that can be read."""
+    path = record_path(context, name)
     if not path.exists():
         return None
     try:
@@ -170,7 +188,7 @@ def _read_record(context: RunContext, name: str) -> dict[str, Any] | None:
 
 
 def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str | None:
-    record = _read_record(context, stage.name)
+    record = read_record(context, stage.name)
     if record is None:
         return "not done yet"
     if record.get("fingerprint") != fingerprint:
@@ -188,7 +206,7 @@ def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str
 
 
 def _outputs_digest(context: RunContext, name: str) -> str | None:
-    record = _read_record(context, name)
+    record = read_record(context, name)
     if record is None:
         return None
     return canonical_digest({path: output["sha256"] for path, output in record["outputs"].items()})
@@ -240,8 +258,8 @@ def _run_one(state: StageState, context: RunContext) -> float:
     Before, the old record loses its fingerprint: after a crash the stage is not current, and its old
     outputs are still known and can be removed.
     """
-    record = _record_path(context, state.stage.name)
-    old = (_read_record(context, state.stage.name) or {"outputs": {}})["outputs"]
+    record = record_path(context, state.stage.name)
+    old = (read_record(context, state.stage.name) or {"outputs": {}})["outputs"]
     old_outputs = set(old)
     write_json(record, {"stage": state.stage.name, "fingerprint": None, "outputs": old, "upstream": {}})
     finished = _finished_outputs(state.stage, context)
@@ -275,7 +293,7 @@ def _run_one(state: StageState, context: RunContext) -> float:
 
 def _finished_outputs(stage: Stage, context: RunContext) -> dict[Path, tuple[int, int]]:
     """Size and modification time of all outputs of the stages before this one."""
-    records = [_read_record(context, name) or {"outputs": {}} for name in stage.upstream]
+    records = [read_record(context, name) or {"outputs": {}} for name in stage.upstream]
     paths = [context.directory.path / name for record in records for name in record["outputs"]]
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 

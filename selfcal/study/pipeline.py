@@ -44,7 +44,7 @@ def _card_facts(cards: Iterable[DataCard], *keys: str) -> list[dict[str, Any]]:
 
 
 def _selection(context: RunContext) -> dict[str, Any]:
-    return context.config.data.model_dump(mode="json", exclude={"cards", "root"})
+    return context.config.data.model_dump(mode="json", exclude={"cards", "root", "changes"})
 
 
 def _generate_configuration(context: RunContext) -> Any:

@@ -76,4 +76,6 @@ def test_a_study_may_stop_after_a_stage(selfcal, study):
     assert (stages / "validate.json").exists()
     assert not (stages / "train.json").exists()
     (study / "study.yaml").write_text((study / "study.yaml").read_text().replace("validate", "dream"))
-    assert "no stage 'dream'" in selfcal("study", "run", "study.yaml").err
+    answer = selfcal("study", "run", "study.yaml")
+    assert answer.code == 2
+    assert "no stage 'dream'" in answer.err

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from selfcal.config.fit import FitConfig
-from selfcal.config.study import CoverageConfig, StudyConfig
+from selfcal.config.study import CoverageConfig
 from selfcal.errors import DataError
 from selfcal.likelihood.templates import Binning, Templates, read_templates, templates_json
 from selfcal.run.atomic import read_json, write_json, write_text
 from selfcal.study.coverage import run_coverage
-from selfcal.study.engine import Study, load_study, run_study
+from selfcal.study.points import load_study
+from selfcal.study.tasks import additions_of
 
 
 @pytest.fixture
@@ -61,21 +62,10 @@ def test_damaged_templates_are_refused(tmp_path) -> None:
         read_templates(tmp_path / "templates.json")
 
 
-def test_a_study_with_coverage_collects_its_verdict(tmp_path, finished) -> None:
-    config = StudyConfig.model_validate(
-        {
-            "name": "c",
-            "description": "d",
-            "base": "run.yaml",
-            "coverage": {"toys": 100},
-            "collect": ["coverage.summary.passed", "coverage.summary.toys"],
-            "expected": "passed",
-        }
-    )
-    summary = run_study(Study(config, tmp_path / "study.yaml"), tmp_path / "out", finished, lambda text: None)
-    assert summary["rows"][0]["error"] is None
-    values = summary["rows"][0]["values"]
-    assert values == {"coverage.summary.passed": True, "coverage.summary.toys": 100}
+def test_a_study_with_coverage_asks_for_it_after_every_run() -> None:
+    study = load_study("coverage").config
+    assert additions_of(study) == {"coverage": {"toys": 1000, "seed": 1}}
+    assert additions_of(study.model_copy(update={"coverage": None})) == {}
 
 
 def test_toys_are_not_drawn_again_unless_something_changed(tmp_path, finished) -> None:
