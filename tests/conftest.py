@@ -17,6 +17,14 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.reliability.table import (  # noqa: F401 - found by pytest under their names
+    attempts,
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
+
 TENSOR_PACKAGES = ("selfcal.tagger", "selfcal.transport", "selfcal.penalty", "selfcal.likelihood")
 
 install_import_hook(list(TENSOR_PACKAGES), "beartype.beartype")

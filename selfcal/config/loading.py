@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import types
@@ -54,7 +55,7 @@ class LoadedRun:
 
 
 def load_model(document: Document, model: type[Model]) -> Model:
-    """Check a document against a pydantic model.
+    """Check a document against a pydantic model, as strictly as its JSON Schema: text is no number.
 
     Raises
     ------
@@ -62,7 +63,8 @@ def load_model(document: Document, model: type[Model]) -> Model:
         Listing every problem with its position, what was found and what was expected.
     """
     try:
-        return model.model_validate(document.values)
+        # As JSON, because strict pydantic takes a list for a tuple from there alone.
+        return model.model_validate_json(json.dumps(document.values), strict=True)
     except ValidationError as error:
         problems = [_problem(details, document, model) for details in error.errors(include_url=False)]
     raise joined_problems(problems)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, PositiveInt, Probability
+from selfcal.config.base import Configured, PositiveInt, Probability, with_tuples
 
 TAGGER_SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -99,7 +99,8 @@ class TaggerConfig(Configured):
     def _fill_in_size(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {**TAGGER_SIZES.get(str(given.get("size", "small")), {}), **given}
+        sizes = TAGGER_SIZES.get(str(given.get("size", "small")), {})
+        return {**sizes, **{key: with_tuples(value) for key, value in given.items()}}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

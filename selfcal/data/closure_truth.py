@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.data.flavours import flavour_from_cone_label
-from selfcal.data.hdf5 import LABEL_FIELD, TRUTH_DATASET, open_native, require_dataset
+from selfcal.data.hdf5 import LABEL_FIELD, TRUTH_DATASET
+from selfcal.data.hdf5_file import open_native, require_dataset
 
 
 def read_closure_truth(path: Path) -> NDArray[np.int8]:

@@ -7,8 +7,7 @@ Nothing here opens the dataset that holds the truth of pseudo-data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.data.field_names import missing_fields
 from selfcal.data.flavours import FLAVOUR_TO_CONE_LABEL
+from selfcal.data.hdf5_file import new_hdf5
 from selfcal.data.jets import Jets
 from selfcal.errors import DataError
-from selfcal.run.atomic import atomic_path
 
 TRACK_SLOTS = 40
 LABEL_FIELD = "HadronConeExclTruthLabelID"
@@ -64,7 +62,7 @@ def write_jets(
         if values is not None and len(values) != len(jets):
             raise DataError(f"'{name}' has {len(values)} entries for {len(jets)} jets", where=str(path))
     slots, dropped = _track_slots(jets)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs.update({"energy_unit": "MeV", "length_unit": "mm", **(attributes or {})})
         file.attrs["tracks_dropped"] = dropped
         table = _jet_table(jets, labels, jet_fields or {})
@@ -153,42 +151,6 @@ def _write_tracks(file: h5py.File, jets: Jets, slots: NDArray[np.int64], labels:
             block["ftagTruthVertexIndex"][where] = jets.track_vertex[rows]
         block["valid"][where] = True
         dataset[start:stop] = block
-
-
-@contextmanager
-def open_native(path: Path) -> Iterator[h5py.File]:
-    """Open a native file for reading; a missing, truncated or damaged one is a :class:`DataError`."""
-    if not path.exists():
-        raise DataError("file not found", where=str(path))
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"not a readable HDF5 file: {error}",
-            where=str(path),
-            expected="a complete file in the ATLAS flavour-tagging layout",
-            fix="copy or write it again; it may have been cut short",
-        ) from error
-    with file:
-        try:
-            yield file
-        except OSError as error:
-            raise DataError(f"damaged HDF5 file: {error}", where=str(path)) from error
-
-
-def require_dataset(file: h5py.File, name: str, path: Path, fields: tuple[str, ...] = ()) -> h5py.Dataset:
-    """The structured dataset of that name with at least ``fields``, or a :class:`DataError`."""
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.names is None:
-        raise DataError(
-            f"no structured dataset '{name}'",
-            where=str(path),
-            expected=f"datasets jets and tracks; found {', '.join(file)}",
-        )
-    absent = [field for field in fields if field not in dataset.dtype.names]
-    if absent:
-        raise missing_fields(absent, dataset.dtype.names, f"{path}, dataset {name}", "fields")
-    return dataset
 
 
 def refuse_not_finite(fields: Mapping[str, NDArray[np.floating]], path: Path) -> None:

@@ -20,10 +20,9 @@ from selfcal.data.hdf5 import (
     LABEL_FIELD,
     UNKNOWN_ORIGIN,
     UNKNOWN_VERTEX,
-    open_native,
     refuse_not_finite,
-    require_dataset,
 )
+from selfcal.data.hdf5_file import open_native, refuse_links, require_dataset
 from selfcal.data.jets import TRACK_FIELDS, Jets
 from selfcal.data.reading import Contents, Wanted
 from selfcal.data.score_values import log_scores
@@ -72,6 +71,7 @@ class FtagHdf5Reader:
         if not h5py.is_hdf5(path):
             return False
         with open_native(path) as file:
+            refuse_links(file, ("jets",), path)
             jets = file.get("jets")
             return isinstance(jets, h5py.Dataset) and jets.dtype.names is not None
 
@@ -84,6 +84,7 @@ class FtagHdf5Reader:
         """Names, taggers and labels, from the headers alone."""
         with open_native(path) as file:
             jets = require_dataset(file, "jets", path)
+            refuse_links(file, ("tracks",), path)
             tracks = file.get("tracks")
             names = jets.dtype.names
             return Contents(

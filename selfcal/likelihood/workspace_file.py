@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import io
 import json
 import warnings
 import zlib
@@ -17,7 +18,10 @@ from torch import Tensor
 from selfcal.errors import DataError
 from selfcal.likelihood.compiler import find_measurement
 from selfcal.likelihood.histfactory import HistFactory
-from selfcal.run.atomic import atomic_path
+from selfcal.run.atomic import atomic_path, parse_json
+
+MAX_BYTES = 512 << 20
+"""Largest workspace that is unpacked; those of whole experiments have some tens of MiB."""
 
 
 def read_workspace(path: Path) -> dict[str, Any]:
@@ -32,14 +36,12 @@ def read_workspace(path: Path) -> dict[str, Any]:
 
     try:
         content = path.read_bytes()
-        text = gzip.decompress(content) if path.suffix == ".gz" else content
-        workspace: dict[str, Any] = json.loads(text)
+        text = _unpacked(content, path) if path.suffix == ".gz" else content
     except FileNotFoundError as error:
         raise DataError("file not found", where=str(path)) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"the file cannot be read: {error}", where=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid JSON: {error}", where=str(path)) from error
+    workspace: dict[str, Any] = parse_json(text, str(path))
     with warnings.catch_warnings():
         # pyhf 0.7 validates with an interface that jsonschema has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -52,6 +54,17 @@ def read_workspace(path: Path) -> dict[str, Any]:
                 expected="a workspace of pyhf's schema 1.0.0",
             ) from error
     return workspace
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    """What a gzip file holds, unless that is more than any workspace: a few bytes can ask for all memory."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+        text = packed.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise DataError(
+            f"unpacks to more than {MAX_BYTES >> 20} MiB", where=str(path), expected="a pyhf workspace"
+        )
+    return text
 
 
 def write_workspace(path: Path, workspace: Mapping[str, Any]) -> None:

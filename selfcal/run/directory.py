@@ -14,7 +14,7 @@ from typing import Any
 
 import selfcal
 from selfcal.errors import ConfigError
-from selfcal.run.atomic import write_json
+from selfcal.run.atomic import remove_leftovers, write_json
 
 PROVENANCE_LIBRARIES: tuple[str, ...] = (
     "torch",
@@ -124,7 +124,7 @@ class RunDirectory:
         """Hold the directory for this process alone; with ``wait``, as soon as nobody else holds it.
 
         The kernel drops the lock with the process that holds it, however that ends: no lock
-        outlives a killed run.
+        outlives a killed run. What such a run left half-written is removed.
 
         Raises
         ------
@@ -150,6 +150,7 @@ class RunDirectory:
                 ) from None
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
+            remove_leftovers(self.path)
             yield
         finally:
             os.close(descriptor)

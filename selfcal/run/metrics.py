@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -22,13 +23,20 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.ftruncate(descriptor, _whole_length(descriptor))
+            whole = _whole_length(descriptor)
+            os.ftruncate(descriptor, whole)
             os.lseek(descriptor, 0, os.SEEK_END)
-            os.write(descriptor, line)
+            if os.write(descriptor, line) < len(line):  # a disk that fills up takes a part and says nothing
+                os.ftruncate(descriptor, whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise DataError(f"cannot write: {error.strerror}", where=str(path)) from error
+        raise DataError(
+            f"cannot write: {error.strerror}",
+            where=str(path),
+            fix="check free space and permissions, then run the same command again",
+        ) from error
 
 
 def _whole_length(descriptor: int) -> int:

@@ -7,7 +7,8 @@ The fingerprint of a stage is
 
 as canonical JSON. After a stage succeeds, ``stages/<name>.json`` keeps the fingerprint, the digests of
 its outputs and those of the outputs it read from the stages before it. It is current as long as the
-fingerprint is the same, its outputs are there, and nothing before it has been made anew with another result.
+fingerprint is the same, its outputs are there and unchanged, and nothing before it has been made anew with
+another result. Before a stage runs, all that the stages before it wrote is compared with its digest.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
@@ -184,7 +185,25 @@ def read_record(context: RunContext, name: str) -> dict[str, Any] | None:
         record = read_json(path)
     except DataError:
         return None
-    return record if isinstance(record, dict) else None
+    return record if _is_record(record) else None
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a record has the form that :func:`_run_one` writes, and names files of the run alone.
+
+    A run may come from somebody else: outputs that are no longer made are deleted, and a name that
+    leads out of the run must not be.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("upstream"), dict):
+        return False
+    outputs = record.get("outputs")
+    return isinstance(outputs, dict) and all(
+        isinstance(output, dict)
+        and {"size", "sha256"} <= set(output)
+        and not PurePosixPath(name).is_absolute()
+        and ".." not in PurePosixPath(name).parts
+        for name, output in outputs.items()
+    )
 
 
 def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str | None:
@@ -199,6 +218,10 @@ def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str
             return f"output {name} is missing"
         if path.stat().st_size != output["size"]:
             return f"output {name} has another size"
+        # Reading everything again would take long: without a new time of modification it is what it was,
+        # and damage that leaves the time alone is found before a stage reads the file.
+        if path.stat().st_mtime_ns != output.get("modified_ns") and file_sha256(path) != output["sha256"]:
+            return f"output {name} has another content"
     for name in stage.upstream:
         if record["upstream"].get(name) != _outputs_digest(context, name):
             return f"'{name}' has another result"
@@ -262,6 +285,7 @@ def _run_one(state: StageState, context: RunContext) -> float:
     old = (read_record(context, state.stage.name) or {"outputs": {}})["outputs"]
     old_outputs = set(old)
     write_json(record, {"stage": state.stage.name, "fingerprint": None, "outputs": old, "upstream": {}})
+    _refuse_damaged_inputs(state.stage, context)
     finished = _finished_outputs(state.stage, context)
     begin = time.monotonic()
     written = list(state.stage.function(context))
@@ -274,9 +298,15 @@ def _run_one(state: StageState, context: RunContext) -> float:
         if not path.is_file():
             raise DataError(f"stage '{state.stage.name}' did not write its output", where=str(path))
         name = path.resolve().relative_to(root).as_posix()
-        outputs[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        status = path.stat()
+        outputs[name] = {
+            "size": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "sha256": file_sha256(path),
+        }
     for name in old_outputs - set(outputs):
-        (context.directory.path / name).unlink(missing_ok=True)
+        if (context.directory.path / name).resolve().is_relative_to(root):  # no link leads elsewhere
+            (context.directory.path / name).unlink(missing_ok=True)
     write_json(
         record,
         {
@@ -289,6 +319,26 @@ def _run_one(state: StageState, context: RunContext) -> float:
         },
     )
     return seconds
+
+
+def _refuse_damaged_inputs(stage: Stage, context: RunContext) -> None:
+    """Every file of the stages before this one is what they wrote, to the bit.
+
+    Raises
+    ------
+    DataError
+        Naming the first that is not.
+    """
+    for name in stage.upstream:
+        for file, output in (_read_record(context, name) or {"outputs": {}})["outputs"].items():
+            path = context.directory.path / file
+            if file_sha256(path) != output["sha256"]:
+                raise DataError(
+                    f"damaged: not what stage '{name}' wrote",
+                    where=str(path),
+                    expected=f"SHA-256 {output['sha256']}",
+                    fix="delete the file and run the same command again: it is made anew",
+                )
 
 
 def _finished_outputs(stage: Stage, context: RunContext) -> dict[Path, tuple[int, int]]:

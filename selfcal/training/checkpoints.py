@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfcal.errors import DataError
-from selfcal.run.atomic import atomic_path
+from selfcal.run.atomic import read_arrays_and_metadata, write_arrays
 
 MODEL, BEST, OPTIMISER, RANDOM = "model/", "best/", "optimiser/", "random"
 _METADATA_KEY = "selfcal_training"
@@ -70,12 +68,8 @@ def save_checkpoint(
         "best_epoch": state.best_epoch,
         "best_cost": float(state.best_cost).hex(),
     }
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            temporary,
-            {_METADATA_KEY: json.dumps(described)},
-        )
+    arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+    write_arrays(path, arrays, {_METADATA_KEY: json.dumps(described)})
 
 
 def load_checkpoint(
@@ -94,17 +88,17 @@ def load_checkpoint(
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-            if described.get("fingerprint") != fingerprint:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        arrays, metadata = read_arrays_and_metadata(path)
+        described = json.loads(metadata.get(_METADATA_KEY, "{}"))
+    except (DataError, json.JSONDecodeError) as error:
         raise DataError(
-            f"damaged training checkpoint: {error}",
+            f"damaged training checkpoint: {getattr(error, 'problem', error)}",
             where=str(path),
             fix="delete the file; the training then starts anew",
         ) from error
+    if described.get("fingerprint") != fingerprint:
+        return None
+    tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
     model.load_state_dict(_below(tensors, MODEL))
     _restore_optimiser(optimiser, _below(tensors, OPTIMISER))
     torch.set_rng_state(tensors[RANDOM])

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.flavours import SCORE_SUFFIXES
-from selfcal.data.hdf5 import open_native, require_dataset
+from selfcal.data.hdf5_file import new_hdf5, open_native, refuse_links, require_dataset
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset
 from selfcal.errors import DataError
-from selfcal.run.atomic import atomic_path
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.scoring import score_jets
 
@@ -48,7 +47,8 @@ def write_copy(
         If the file cannot be read, lacks an input of the tagger, or has a field of that name.
     """
     names = score_fields(bundle.config.name)
-    with open_native(source) as old, atomic_path(output) as temporary, h5py.File(temporary, "w") as new:
+    with new_hdf5(output) as new, open_native(source) as old:
+        refuse_links(old, old, source)
         jets = require_dataset(old, "jets", source)
         present = [name for name in names if name in jets.dtype.names]
         if present:
@@ -104,7 +104,7 @@ def write_friend(
         "runNumber": "<i8", "eventNumber": "<i8", "jet_rank": "<i4",
         "pt_btagJes": "<f4", "eta_btagJes": "<f4", **dict.fromkeys(names, "<f8"),
     }  # fmt: skip
-    with atomic_path(output) as temporary, h5py.File(temporary, "w") as new:
+    with new_hdf5(output) as new:
         new.attrs.update({"energy_unit": "MeV", "friend_of": source.name})
         table = _create(new, n_jets, np.dtype(list(columns.items())))
         done = 0

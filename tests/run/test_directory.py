@@ -44,6 +44,7 @@ def holder(tmp_path):
     process.stdout.close()
 
 
+@pytest.mark.fault(12, "a second process on a run directory")
 def test_a_second_process_is_refused_and_told_by_whom(holder, tmp_path):
     with (
         pytest.raises(ConfigError, match=f"process \\(id {holder.pid}\\)"),

@@ -67,7 +67,9 @@ def test_damaged_record_means_not_done(chain):
 def test_record_holds_digests_of_the_outputs(chain):
     run_stages(chain.stages(), chain.context)
     record = json.loads((chain.context.directory.stages / "b.json").read_text())
-    assert record["outputs"]["results/b.txt"] == {"size": 1, "sha256": hashlib.sha256(b"B").hexdigest()}
+    output = record["outputs"]["results/b.txt"]
+    assert (output["size"], output["sha256"]) == (1, hashlib.sha256(b"B").hexdigest())
+    assert output["modified_ns"] == (chain.context.directory.results / "b.txt").stat().st_mtime_ns
     assert set(record["upstream"]) == {"a"}
     assert record["duration_s"] >= 0
 
