@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +17,7 @@ import typer
 import selfcal
 from selfcal.cli import options as opt
 from selfcal.config.schema import SchemaKind
-from selfcal.errors import ConfigError, Interrupted, SelfcalError
+from selfcal.errors import ConfigError, DataError, Interrupted, SelfcalError
 from selfcal.study.pipeline import DESCRIPTIONS
 
 app = typer.Typer(
@@ -27,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _KEYBOARD_INTERRUPT = 130
+_CANNOT_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 study_app = typer.Typer(
     help="Run the same analysis at many points.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -358,7 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        app(words, prog_name="selfcal", standalone_mode=True)
+        with _told_in_full():
+            app(words, prog_name="selfcal", standalone_mode=True)
     except SystemExit as ending:
         if ending.code == _KEYBOARD_INTERRUPT:
             return Interrupted.exit_code
@@ -373,6 +378,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("  fix:      run the same command with --debug and report what it prints", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _told_in_full() -> Iterator[None]:
+    """What a verb prints has arrived where standard output leads, or that is an error of its own."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in _CANNOT_PRINT:
+            raise
+        # Python flushes once more at its end, and would fail again.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise DataError(
+            f"cannot write: {error.strerror}",
+            where="standard output",
+            fix="check what it leads to; files that were written are whole",
+        ) from error
 
 
 def _failed(error: SelfcalError, words: Sequence[str]) -> int:

@@ -50,7 +50,7 @@ class Attempts:
         self.tried += 1
         try:
             yield
-        except (Exception, pytest.fail.Exception) as error:
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - any failure is one
             self.failures.append(f"{what}: {type(error).__name__}: {error}")
 
 
