@@ -330,7 +330,7 @@ def _refuse_damaged_inputs(stage: Stage, context: RunContext) -> None:
         Naming the first that is not.
     """
     for name in stage.upstream:
-        for file, output in (_read_record(context, name) or {"outputs": {}})["outputs"].items():
+        for file, output in (read_record(context, name) or {"outputs": {}})["outputs"].items():
             path = context.directory.path / file
             if file_sha256(path) != output["sha256"]:
                 raise DataError(
