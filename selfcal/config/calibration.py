@@ -77,7 +77,11 @@ class BaseDensityConfig(Configured):
 
 
 class CalibrationConfig(Configured):
-    """Stages 1 and 3: composition, then map, then bootstrap replicas."""
+    """Stages 1 and 3: composition, then map, then bootstrap replicas.
+
+    ``seeds`` is the number of further fits of densities and maps that start from other initial weights:
+    their spread is an uncertainty of the map.
+    """
 
     base_density: BaseDensityConfig = BaseDensityConfig()
     composition: CompositionConfig = CompositionConfig()
@@ -85,4 +89,5 @@ class CalibrationConfig(Configured):
     joint: JointConfig = JointConfig()
     bootstraps: Annotated[int, Field(ge=2)] = 10
     bootstrap_steps: PositiveInt = 60
+    seeds: Annotated[int, Field(ge=0)] = 2
     workers: Annotated[int, Field(ge=0)] = 0

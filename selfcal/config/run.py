@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive, PositiveInt, Probability
 from selfcal.config.calibration import CalibrationConfig
+from selfcal.config.closure import ClosureConfig
 from selfcal.config.fit import ExportConfig, FitConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
@@ -112,6 +113,7 @@ class RunConfig(Configured):
     calibration: CalibrationConfig = CalibrationConfig()
     fit: FitConfig = FitConfig()
     export: ExportConfig = ExportConfig()
+    closure: ClosureConfig = ClosureConfig()
 
     @property
     def joint_training(self) -> bool:

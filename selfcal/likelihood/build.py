@@ -135,7 +135,7 @@ def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold
 
 
 def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
-    """Counts of data, and of simulation under the nominal, stiff and replica maps.
+    """Counts of data, and of simulation under the nominal map, its replicas, other seeds and the stiff map.
 
     The composition enters as the derive fold's fit, which holds the cards' priors and is
     independent of the data that are counted here.
@@ -156,6 +156,12 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
     stiff = [counts(calibration.apply(jets, calibration.stiff))[0] for jets in simulation]
     replicas = [
         [counts(calibration.apply(jets, maps))[0] for jets in simulation] for maps in calibration.replicas
+    ]
+    # The difference of two fits has twice the variance of one; together the S variations have σ² of one.
+    share = 1.0 / np.sqrt(2.0 * max(len(calibration.seeds), 1))
+    seeds = [
+        np.stack([counts(calibration.apply(jets, maps))[0] for jets in simulation])
+        for maps in calibration.seeds
     ]
     data = [
         fold.binning.count(jets.pt_gev, jets.abs_eta, fold.discriminant(jets), jets.weight)
@@ -178,7 +184,10 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         composition=fractions.numpy(),
         # A flavour that the simulation lacks has a tiny fraction with an absolute width.
         composition_relative_uncertainty=(uncertainty / fractions).clamp_max(1.0).numpy(),
-        variations={"stiff": np.stack(stiff)},
+        variations={
+            "stiff": np.stack(stiff),
+            **{f"seed{i}": moved + share * (seed - moved) for i, seed in enumerate(seeds)},
+        },
         corrected=np.stack([counts(jets)[0] for jets in simulation]) if detector else None,
         detector={str(j): mode for j, mode in enumerate(modes)},
     )

@@ -95,7 +95,8 @@ def _calibrate_configuration(context: RunContext) -> Any:
 
 
 def _fit_configuration(context: RunContext) -> Any:
-    return {"fit": context.config.fit.model_dump(mode="json")}
+    config = context.config
+    return {"fit": config.fit.model_dump(mode="json"), "closure": config.closure.model_dump(mode="json")}
 
 
 def _export_configuration(context: RunContext) -> Any:

@@ -34,10 +34,13 @@ from selfcal.training.samples import Correction, jets_in_fold
 from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, scorer_of
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
-from selfcal.transport.derivation import derive, write_inputs
+from selfcal.transport.derivation import write_inputs
+from selfcal.transport.derivation_tasks import derive, number_of_tasks
 from selfcal.transport.optimality import displacement_table
 from selfcal.transport.sample import build_sample, simulated_fractions
 from selfcal.transport.support import QUANTILE, Support
+
+REGION_DEPENDENCE_ALARM = 0.01
 
 
 def run_calibrate(context: RunContext) -> list[Path]:
@@ -45,7 +48,8 @@ def run_calibrate(context: RunContext) -> list[Path]:
 
     Writes ``checkpoints/tagger_final/``, ``scores/<card>.safetensors``, ``results/map/``,
     ``results/composition_fitted.json``, ``results/displacement.json``, ``results/support.json``,
-    ``results/identifiability.json``, ``results/joint.json`` and ``results/roc_before_after.safetensors``.
+    ``results/identifiability.json``, ``results/region_dependence.json``, ``results/joint.json`` and
+    ``results/roc_before_after.safetensors``.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def run_calibrate(context: RunContext) -> list[Path]:
     displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
     write_json(results / "displacement.json", {"rows": displacement})
     written += write_support(context, calibration)
-    names = ("composition_fitted.json", "displacement.json", "identifiability.json")
+    names = ("composition_fitted.json", "displacement.json", "identifiability.json", "region_dependence.json")
     return [*written, *(results / name for name in names)]
 
 
@@ -137,12 +141,19 @@ def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibra
     prior = composition_prior(context, regions, simulated_fractions(sample, len(regions)))
     scratch = context.directory.checkpoints / "derivation"
     folder = write_inputs(scratch, sample, observed, prior, config, context.config.seed)
-    tracker = context.progress("composition and maps", 2 * config.bootstraps + 4)
+    tracker = context.progress("composition and maps", number_of_tasks(config))
     derivation = derive(folder, config.workers, lambda done, _: tracker.update(done))
     calibration = collect(derivation, regions, frame)
     write_json(
         context.directory.results / "identifiability.json", derivation.identifiability().table(regions)
     )
+    dependence = derivation.region_dependence()
+    write_json(context.directory.results / "region_dependence.json", dependence.table(regions))
+    if dependence.p_value < REGION_DEPENDENCE_ALARM:
+        context.say(
+            f"WARNING: flavours do not move alike in all control regions (p = {dependence.p_value:.1e}): "
+            "see region_dependence.json, and do not use the map elsewhere without its uncertainty there"
+        )
     for flavour in calibration.extrapolated:
         context.say(
             f"calibrate: no control region determines how {flavour} jets differ from data; they keep the "

@@ -23,7 +23,7 @@ from selfcal.transport.extrapolation import with_extrapolated
 from selfcal.transport.maps import FlavourMaps, build_maps
 
 ARRAYS_NAME, DESCRIPTION_NAME = "map.safetensors", "map.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Calibration:
     nominal : maps by likelihood
     stiff : affine maps by the energy distance, another model of the same shift
     replicas : M bootstrap replicas of ``nominal``
+    seeds : fits like ``nominal`` that started from other initial weights
+    region_scale : (F,) standard deviation of what a region may move a flavour's jets more than the map
+        does, per coordinate (``region_dependence``)
     prior, bulk_fractions, fractions, fraction_uncertainty : composition of the cards, of the bulk
         distance and of the likelihood, and the σ of the latter, (R, F)
     extrapolated : flavours that no region determines: their nominal map is the identity, and their
@@ -53,6 +56,8 @@ class Calibration:
     bulk_fractions: Float[Tensor, "regions flavours"]
     fraction_uncertainty: Float[Tensor, "regions flavours"]
     extrapolated: tuple[str, ...] = ()
+    seeds: tuple[FlavourMaps, ...] = ()
+    region_scale: tuple[float, ...] = (0.0,) * len(FLAVOURS)
 
     def apply(self, jets: ScoredJets, maps: FlavourMaps) -> ScoredJets:
         """Simulated ``jets`` as they would look in data under ``maps``.
@@ -75,6 +80,21 @@ class Calibration:
                 condition_features(jets.pt_gev, jets.abs_eta),
             )
             return replace(jets, log_probability=self.frame.leave(moved).numpy())
+
+    def elsewhere(self, moved: ScoredJets) -> list[tuple[ScoredJets, ScoredJets]]:
+        """Calibrated jets of a region that had no part in the calibration, as they might also look there.
+
+        Each coordinate in turn is shifted up and down by ``region_scale`` of the jet's flavour.
+        """
+        coordinates = self.frame.enter(torch.from_numpy(moved.log_probability))
+        step = coordinates.new_tensor(self.region_scale)[torch.from_numpy(moved.flavour.astype(np.int64))]
+        pairs = []
+        for axis in range(coordinates.shape[1]):
+            along = torch.zeros_like(coordinates)
+            along[:, axis] = step
+            up, down = (self.frame.leave(coordinates + sign * along).numpy() for sign in (1.0, -1.0))
+            pairs.append((replace(moved, log_probability=up), replace(moved, log_probability=down)))
+        return pairs
 
 
 def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame) -> Calibration:
@@ -103,6 +123,8 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
         bulk.fractions,
         (torch.maximum(spread, derivation.fraction_uncertainty().square()) + disagreement.square()).sqrt(),
         tuple(FLAVOURS[index] for index in undetermined),
+        tuple(derivation.mixture(f"seed-{index}").maps for index in range(derivation.config.seeds)),
+        tuple(derivation.region_dependence().scale.tolist()),
     )
 
 
@@ -122,6 +144,8 @@ def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) 
     arrays |= _stored(calibration.nominal, "nominal") | _stored(calibration.stiff, "stiff")
     for index, maps in enumerate(calibration.replicas):
         arrays |= _stored(maps, f"replica-{index}")
+    for index, maps in enumerate(calibration.seeds):
+        arrays |= _stored(maps, f"seed-{index}")
     write_arrays(folder / ARRAYS_NAME, arrays)
     write_json(
         folder / DESCRIPTION_NAME,
@@ -132,6 +156,8 @@ def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) 
             "map": config.model_dump(mode="json"),
             "replicas": len(calibration.replicas),
             "extrapolated": list(calibration.extrapolated),
+            "seeds": len(calibration.seeds),
+            "region_scale": list(calibration.region_scale),
         },
     )
     return [folder / ARRAYS_NAME, folder / DESCRIPTION_NAME]
@@ -173,7 +199,12 @@ def load_calibration(folder: Path) -> Calibration:
             arrays["composition/fractions"],
             arrays["composition/bulk"],
             arrays["composition/uncertainty"],
-            tuple(described.get("extrapolated", ())),
+            tuple(described["extrapolated"]),
+            tuple(
+                restored(build_maps(config, width, CONDITIONS), f"seed-{i}")
+                for i in range(described["seeds"])
+            ),
+            tuple(described["region_scale"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"not a calibration of this version: {error}", where=str(folder)) from error

@@ -1,33 +1,11 @@
-"""Deriving composition and maps as a set of tasks, each of which leaves one file.
-
-A killed derivation continues with the tasks whose files are missing. Every task is
-seeded by its own name and runs on one thread, so the numbers depend neither on the
-number of worker processes nor on where the work was interrupted.
-
-=====================  =======================================================
-task                   leaves
-=====================  =======================================================
-composition            fractions and stiff maps, nominal
-densities              base densities, nominal
-identifiability        which flavours no region determines: their maps stay the identity
-bulk-<i>               replica i: resampled events, refitted composition and densities
-mixture                maps and fractions by likelihood, nominal
-replica-<i>            replica i: maps and fractions by likelihood
-=====================  =======================================================
-
-Where the map is not fitted by likelihood (``calibration.map.fit_by``), the last two minimise the
-distance of the composition instead, and the replicas need no densities of their own.
-"""
+"""Deriving composition and maps: the inputs, in a folder of their own, and what tasks leave beside them."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +15,12 @@ from torch import Tensor, nn
 
 import selfcal
 from selfcal.config.calibration import CalibrationConfig
-from selfcal.data.flavours import FLAVOURS
-from selfcal.errors import FitError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
-from selfcal.run.workers import worker_pool
 from selfcal.transport.affine_map import AffineMap
-from selfcal.transport.averaged_descent import DistanceSchedule
-from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.base_density import BaseDensities
 from selfcal.transport.composition import (
     CompositionFit,
     CompositionPrior,
-    fit_by_distance,
-    fit_composition,
 )
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.identifiability import (
@@ -58,7 +30,8 @@ from selfcal.transport.identifiability import (
     prior_widths,
 )
 from selfcal.transport.maps import FlavourMaps, build_maps
-from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
+from selfcal.transport.mixture import KinematicFractions, MixtureFit
+from selfcal.transport.region_dependence import RegionDependence
 from selfcal.transport.sample import Sample, simulated_fractions
 
 INFORMATION_JETS = 20_000
@@ -96,7 +69,8 @@ def write_inputs(
     return folder
 
 
-def _tensors(module: nn.Module, prefix: str) -> dict[str, np.ndarray]:
+def tensors(module: nn.Module, prefix: str) -> dict[str, np.ndarray]:
+    """The state of a network, its names prefixed."""
     return {f"{prefix}{name}": value.detach().numpy() for name, value in module.state_dict().items()}
 
 
@@ -206,6 +180,10 @@ class Derivation:
             fractions.numpy(),
         )
 
+    def region_dependence(self) -> RegionDependence:
+        """How much regions differ."""
+        return RegionDependence.from_arrays(read_arrays(self.path("region_dependence")))
+
     def undetermined(self) -> tuple[int, ...]:
         """Flavours (indices) whose map no region determines."""
         return tuple(int(i) for i in read_arrays(self.path("identifiability"))["undetermined"].nonzero()[0])
@@ -217,181 +195,3 @@ class Derivation:
         )
         floor = self.config.composition.relative_floor * self.composition().fractions
         return (replicas.var(0) + floor.square()).sqrt().clamp_min(1e-4)
-
-
-def _save_composition(
-    derivation: Derivation, task: str, fit: CompositionFit, extra: Mapping[str, np.ndarray]
-) -> None:
-    write_arrays(
-        derivation.path(task),
-        {"fractions": fit.fractions.numpy(), **_tensors(fit.maps, "stiff."), **extra},
-    )
-
-
-def _run_composition(derivation: Derivation) -> None:
-    fit = fit_composition(
-        derivation.simulation,
-        derivation.data,
-        derivation.prior,
-        derivation.config.composition,
-        derivation.generator("composition"),
-    )
-    _save_composition(derivation, "composition", fit, {})
-
-
-def _run_densities(derivation: Derivation) -> None:
-    densities = fit_base_densities(
-        derivation.simulation,
-        derivation.regions,
-        derivation.config.base_density,
-        derivation.generator("densities"),
-    )
-    write_arrays(derivation.path("densities"), _tensors(densities, "density."))
-
-
-def _run_identifiability(derivation: Derivation) -> None:
-    undetermined = derivation.identifiability().undetermined
-    flags = np.array([flavour in undetermined for flavour in FLAVOURS], dtype=np.int8)
-    write_arrays(derivation.path("identifiability"), {"undetermined": flags})
-
-
-def _run_bulk(derivation: Derivation, index: int) -> None:
-    task = f"bulk-{index}"
-    simulation, data = derivation.resampled(index)
-    generator = derivation.generator(task)
-    steps = derivation.config.bootstrap_steps
-    fit = fit_composition(
-        simulation,
-        data,
-        derivation.drawn_prior(index),
-        derivation.config.composition,
-        generator,
-        start=derivation.composition(),
-        steps=steps,
-    )
-    arrays = {}
-    if derivation.config.map.by_likelihood:
-        densities = fit_base_densities(
-            simulation,
-            derivation.regions,
-            derivation.config.base_density,
-            generator,
-            start=derivation.densities(),
-            steps=steps,
-        )
-        arrays = _tensors(densities, "density.")
-    _save_composition(derivation, task, fit, arrays)
-
-
-def _run_mixture(derivation: Derivation, index: int | None) -> None:
-    """The nominal map (index None), or replica ``index`` started from it."""
-    nominal = index is None
-    task = "mixture" if nominal else f"replica-{index}"
-    bulk = "composition" if nominal else f"bulk-{index}"
-    simulation, data = (
-        (derivation.simulation, derivation.data) if index is None else derivation.resampled(index)
-    )
-    constraint = CompositionPrior(derivation.composition(bulk).fractions, derivation.fraction_uncertainty())
-    start = None if nominal else derivation.mixture()
-    config = derivation.config.map
-    steps = config.steps if nominal else derivation.config.bootstrap_steps
-    if config.by_likelihood:
-        kept = simulation.rows(simulation.weight != 0)
-        fit = fit_mixture(
-            data,
-            derivation.densities("densities" if nominal else bulk),
-            KinematicFractions(kept, simulated_fractions(kept, derivation.regions)),
-            constraint,
-            config,
-            derivation.generator(task),
-            start=start,
-            steps=steps,
-            identities=derivation.undetermined(),
-        )
-    else:
-        width = simulation.coordinates.shape[1]
-        maps = build_maps(config, width, CONDITIONS)
-        if start is not None:
-            maps.load_state_dict(start.maps.state_dict())
-        for flavour in derivation.undetermined():
-            maps.of(flavour).requires_grad_(requires_grad=False)
-        # The bulk fit's batches: a distance costs their square.
-        schedule = DistanceSchedule(steps, derivation.config.composition.batch_size, config.learning_rate)
-        by_distance = fit_by_distance(
-            simulation,
-            data,
-            constraint,
-            maps,
-            constraint.fractions if start is None else start.fractions,
-            schedule,
-            derivation.generator(task),
-            displacement_price(config, width),
-        )
-        fit = MixtureFit(by_distance.maps, by_distance.fractions)
-    write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **_tensors(fit.maps, "map.")})
-
-
-def run_task(folder: Path, task: str) -> str:
-    """Do one task of a derivation, on one thread."""
-    torch.set_num_threads(1)
-    derivation = Derivation.open(folder)
-    # Fresh networks draw their weights from torch's global generator, whose state depends on
-    # what this process did before.
-    torch.manual_seed(derivation.generator(f"weights of {task}").initial_seed())
-    kind, _, number = task.partition("-")
-    if kind == "composition":
-        _run_composition(derivation)
-    elif kind == "densities":
-        _run_densities(derivation)
-    elif kind == "identifiability":
-        _run_identifiability(derivation)
-    elif kind == "bulk":
-        _run_bulk(derivation, int(number))
-    else:
-        _run_mixture(derivation, int(number) if number else None)
-    return task
-
-
-def _finished(future: Future[str], folder: Path) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool as error:
-        raise FitError(
-            "a calibration process ended unexpectedly",
-            where=str(folder),
-            fix="run the same command again, with calibration.workers: 1 if memory was short; "
-            "finished tasks are kept",
-        ) from error
-
-
-def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> Derivation:
-    """Run all missing tasks of a derivation; ``report(done, total)`` follows it.
-
-    ``workers`` processes share the tasks (0: one per core, 1: this process).
-    """
-    derivation = Derivation.open(folder)
-    replicas = range(derivation.config.bootstraps)
-    waves: Sequence[Sequence[str]] = (
-        ("composition", "densities"),
-        ("identifiability",),
-        [f"bulk-{index}" for index in replicas],
-        ("mixture",),
-        [f"replica-{index}" for index in replicas],
-    )
-    total = sum(len(wave) for wave in waves)
-    missing = [[task for task in wave if not derivation.path(task).exists()] for wave in waves]
-    done = total - sum(len(wave) for wave in missing)
-    report(done, total)
-    if workers == 1:
-        for task in (task for wave in missing for task in wave):
-            run_task(folder, task)
-            done += 1
-            report(done, total)
-    elif done < total:
-        with worker_pool(workers or os.cpu_count() or 1) as pool:
-            for wave in missing:
-                for future in as_completed([pool.submit(run_task, folder, task) for task in wave]):
-                    _finished(future, folder)
-                    done += 1
-                    report(done, total)
-    return derivation

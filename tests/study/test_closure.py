@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfcal.study.closure import PassingShares, compare_with_truth
+from selfcal.study.closure import compare_with_truth
+from selfcal.study.passing_shares import PassingShares
 
 WORKING_POINTS = (0.85, 0.77, 0.70, 0.60)
 

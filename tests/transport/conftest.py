@@ -6,7 +6,8 @@ import pytest
 
 from selfcal.transport.calibration import Calibration, collect
 from selfcal.transport.conditions import ScoreFrame
-from selfcal.transport.derivation import Derivation, derive
+from selfcal.transport.derivation import Derivation
+from selfcal.transport.derivation_tasks import derive
 from tests.transport.synthetic_world import REGIONS, SyntheticWorld, make_world, prepare
 
 

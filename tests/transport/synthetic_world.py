@@ -81,6 +81,7 @@ CONFIG = CalibrationConfig(
     map=MapConfig(steps=120, batch_size=512, learning_rate=8e-3),
     bootstraps=2,
     bootstrap_steps=20,
+    seeds=1,
 )
 
 

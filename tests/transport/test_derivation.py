@@ -14,7 +14,8 @@ from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
-from selfcal.transport.derivation import Derivation, derive, write_inputs
+from selfcal.transport.derivation import Derivation, write_inputs
+from selfcal.transport.derivation_tasks import derive
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.mixture import KinematicFractions
 from selfcal.transport.optimality import displacement_table

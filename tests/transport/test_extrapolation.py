@@ -15,7 +15,8 @@ from selfcal.run.atomic import write_arrays
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
-from selfcal.transport.derivation import Derivation, run_task
+from selfcal.transport.derivation import Derivation
+from selfcal.transport.derivation_tasks import run_task
 from selfcal.transport.extrapolation import with_extrapolated
 from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.sample import build_sample

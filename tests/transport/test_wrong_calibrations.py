@@ -12,7 +12,7 @@ from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.scored import ScoredJets, concatenate
 from selfcal.likelihood.templates import Binning
-from selfcal.study.closure import failures, region_rows
+from selfcal.study.closure_rows import failures, region_rows
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.working_points import thresholds
 from selfcal.transport.averaged_descent import DistanceSchedule

@@ -1,0 +1,282 @@
+"""Deriving composition and maps as a set of tasks, each of which leaves one file.
+
+A killed derivation continues with the tasks whose files are missing. Every task is
+seeded by its own name and runs on one thread, so the numbers depend neither on the
+number of worker processes nor on where the work was interrupted.
+
+=====================  =======================================================
+task                   leaves
+=====================  =======================================================
+composition            fractions and stiff maps, nominal
+densities              base densities, nominal
+identifiability        which flavours no region determines: their maps stay the identity
+bulk-<i>               replica i: resampled events, refitted composition and densities
+mixture                maps and fractions by likelihood, nominal
+seed-<i>               the same events with other initial weights, densities and maps from scratch
+region_dependence      how much regions differ beyond pT and |eta|
+replica-<i>            replica i: maps and fractions by likelihood
+=====================  =======================================================
+
+Where the map is not fitted by likelihood (``calibration.map.fit_by``), mixture, seeds and replicas minimise
+the distance of the composition instead, and the replicas need no densities of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from selfcal.config.calibration import CalibrationConfig
+from selfcal.data.flavours import FLAVOURS
+from selfcal.errors import FitError
+from selfcal.run.atomic import write_arrays
+from selfcal.run.workers import worker_pool
+from selfcal.transport.averaged_descent import DistanceSchedule
+from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_by_distance, fit_composition
+from selfcal.transport.conditions import CONDITIONS
+from selfcal.transport.derivation import Derivation, tensors
+from selfcal.transport.maps import build_maps
+from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
+from selfcal.transport.region_dependence import region_dependence, region_statistics
+from selfcal.transport.sample import Sample, simulated_fractions
+
+
+def _save_composition(
+    derivation: Derivation, task: str, fit: CompositionFit, extra: Mapping[str, np.ndarray]
+) -> None:
+    write_arrays(
+        derivation.path(task),
+        {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "stiff."), **extra},
+    )
+
+
+def _run_composition(derivation: Derivation) -> None:
+    fit = fit_composition(
+        derivation.simulation,
+        derivation.data,
+        derivation.prior,
+        derivation.config.composition,
+        derivation.generator("composition"),
+    )
+    _save_composition(derivation, "composition", fit, {})
+
+
+def _fresh_densities(derivation: Derivation, task: str) -> BaseDensities:
+    return fit_base_densities(
+        derivation.simulation, derivation.regions, derivation.config.base_density, derivation.generator(task)
+    )
+
+
+def _run_densities(derivation: Derivation) -> None:
+    densities = _fresh_densities(derivation, "densities")
+    write_arrays(derivation.path("densities"), tensors(densities, "density."))
+
+
+def _run_identifiability(derivation: Derivation) -> None:
+    undetermined = derivation.identifiability().undetermined
+    flags = np.array([flavour in undetermined for flavour in FLAVOURS], dtype=np.int8)
+    write_arrays(derivation.path("identifiability"), {"undetermined": flags})
+
+
+def _run_region_dependence(derivation: Derivation) -> None:
+    fit = derivation.mixture()
+    simulation = derivation.simulation.rows(derivation.simulation.weight != 0)
+    with torch.no_grad():
+        moved = fit.maps(simulation.coordinates, simulation.flavour, simulation.conditions)
+    kinematics = KinematicFractions(simulation, simulated_fractions(simulation, derivation.regions))
+    calibrated = replace(simulation, coordinates=moved)
+    statistics = [
+        region_statistics(derivation.data, calibrated, derivation.densities(), kinematics, fit.fractions, r)
+        for r in range(derivation.regions)
+    ]
+    sigma = derivation.fraction_uncertainty().numpy()
+    widths = [np.delete(sigma[r], int(fit.fractions[r].argmax())) for r in range(derivation.regions)]
+    prior_width = derivation.config.map.displacement_scale
+    found = region_dependence(statistics, widths, prior_width, derivation.seed)
+    write_arrays(derivation.path("region_dependence"), found.arrays())
+
+
+def _run_bulk(derivation: Derivation, index: int) -> None:
+    task = f"bulk-{index}"
+    simulation, data = derivation.resampled(index)
+    generator = derivation.generator(task)
+    steps = derivation.config.bootstrap_steps
+    fit = fit_composition(
+        simulation,
+        data,
+        derivation.drawn_prior(index),
+        derivation.config.composition,
+        generator,
+        start=derivation.composition(),
+        steps=steps,
+    )
+    arrays = {}
+    if derivation.config.map.by_likelihood:
+        densities = fit_base_densities(
+            simulation,
+            derivation.regions,
+            derivation.config.base_density,
+            generator,
+            start=derivation.densities(),
+            steps=steps,
+        )
+        arrays = tensors(densities, "density.")
+    _save_composition(derivation, task, fit, arrays)
+
+
+def _run_mixture(derivation: Derivation) -> None:
+    """The nominal maps."""
+    densities = derivation.densities() if derivation.config.map.by_likelihood else None
+    _fit_maps(derivation, "mixture", derivation.simulation, derivation.data, "composition", densities)
+
+
+def _run_seed(derivation: Derivation, task: str) -> None:
+    """The nominal fit once more: other random numbers, the same events and constraint."""
+    densities = _fresh_densities(derivation, task) if derivation.config.map.by_likelihood else None
+    _fit_maps(derivation, task, derivation.simulation, derivation.data, "composition", densities)
+
+
+def _run_replica(derivation: Derivation, index: int) -> None:
+    """Replica ``index``, started from the nominal maps."""
+    bulk, start = f"bulk-{index}", derivation.mixture()
+    densities = derivation.densities(bulk) if derivation.config.map.by_likelihood else None
+    _fit_maps(derivation, f"replica-{index}", *derivation.resampled(index), bulk, densities, start)
+
+
+def _fit_maps(
+    derivation: Derivation,
+    task: str,
+    simulation: Sample,
+    data: Sample,
+    bulk: str,
+    densities: BaseDensities | None,
+    start: MixtureFit | None = None,
+) -> None:
+    """Maps and fractions near those of the task ``bulk``; a fit by likelihood needs densities."""
+    constraint = CompositionPrior(derivation.composition(bulk).fractions, derivation.fraction_uncertainty())
+    config = derivation.config.map
+    steps = config.steps if start is None else derivation.config.bootstrap_steps
+    if densities is not None:
+        kept = simulation.rows(simulation.weight != 0)
+        fit = fit_mixture(
+            data,
+            densities,
+            KinematicFractions(kept, simulated_fractions(kept, derivation.regions)),
+            constraint,
+            config,
+            derivation.generator(task),
+            start=start,
+            steps=steps,
+            identities=derivation.undetermined(),
+        )
+    else:
+        width = simulation.coordinates.shape[1]
+        maps = build_maps(config, width, CONDITIONS)
+        if start is not None:
+            maps.load_state_dict(start.maps.state_dict())
+        for flavour in derivation.undetermined():
+            maps.of(flavour).requires_grad_(requires_grad=False)
+        # The bulk fit's batches: a distance costs their square.
+        schedule = DistanceSchedule(steps, derivation.config.composition.batch_size, config.learning_rate)
+        by_distance = fit_by_distance(
+            simulation,
+            data,
+            constraint,
+            maps,
+            constraint.fractions if start is None else start.fractions,
+            schedule,
+            derivation.generator(task),
+            displacement_price(config, width),
+        )
+        fit = MixtureFit(by_distance.maps, by_distance.fractions)
+    write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")})
+
+
+def run_task(folder: Path, task: str) -> str:
+    """Do one task of a derivation, on one thread."""
+    torch.set_num_threads(1)
+    derivation = Derivation.open(folder)
+    # Fresh networks draw their weights from torch's global generator, whose state depends on
+    # what this process did before.
+    torch.manual_seed(derivation.generator(f"weights of {task}").initial_seed())
+    kind, _, number = task.partition("-")
+    if kind == "composition":
+        _run_composition(derivation)
+    elif kind == "densities":
+        _run_densities(derivation)
+    elif kind == "identifiability":
+        _run_identifiability(derivation)
+    elif kind == "region_dependence":
+        _run_region_dependence(derivation)
+    elif kind == "bulk":
+        _run_bulk(derivation, int(number))
+    elif kind == "seed":
+        _run_seed(derivation, task)
+    elif kind == "replica":
+        _run_replica(derivation, int(number))
+    else:
+        _run_mixture(derivation)
+    return task
+
+
+def _finished(future: Future[str], folder: Path) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise FitError(
+            "a calibration process ended unexpectedly",
+            where=str(folder),
+            fix="run the same command again, with calibration.workers: 1 if memory was short; "
+            "finished tasks are kept",
+        ) from error
+
+
+def _waves(config: CalibrationConfig) -> Sequence[Sequence[str]]:
+    """All tasks; those of one wave need only what earlier ones left."""
+    replicas = range(config.bootstraps)
+    return (
+        ("composition", "densities"),
+        ("identifiability",),
+        [f"bulk-{index}" for index in replicas],
+        ("mixture", *(f"seed-{index}" for index in range(config.seeds))),
+        ["region_dependence", *(f"replica-{index}" for index in replicas)],
+    )
+
+
+def number_of_tasks(config: CalibrationConfig) -> int:
+    """How many tasks one derivation has."""
+    return sum(len(wave) for wave in _waves(config))
+
+
+def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> Derivation:
+    """Run all missing tasks of a derivation; ``report(done, total)`` follows it.
+
+    ``workers`` processes share the tasks (0: one per core, 1: this process).
+    """
+    derivation = Derivation.open(folder)
+    waves = _waves(derivation.config)
+    total = number_of_tasks(derivation.config)
+    missing = [[task for task in wave if not derivation.path(task).exists()] for wave in waves]
+    done = total - sum(len(wave) for wave in missing)
+    report(done, total)
+    if workers == 1:
+        for task in (task for wave in missing for task in wave):
+            run_task(folder, task)
+            done += 1
+            report(done, total)
+    elif done < total:
+        with worker_pool(workers or os.cpu_count() or 1) as pool:
+            for wave in missing:
+                for future in as_completed([pool.submit(run_task, folder, task) for task in wave]):
+                    _finished(future, folder)
+                    done += 1
+                    report(done, total)
+    return derivation
