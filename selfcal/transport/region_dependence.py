@@ -42,7 +42,10 @@ PROBE = 0.05
 """Shift or stretch by which the response of the statistics is found, in standard deviations."""
 
 RESPONSE_JETS = 2000
-"""Jets of each flavour and region that are moved for it; the statistics themselves use all."""
+"""Jets of each flavour and region that are moved for it."""
+
+STATISTICS_JETS = 50_000
+"""Jets of data of a region, and simulated jets of each flavour of it, that the statistics use at most."""
 
 SHARED_WIDTH = 0.3
 """Prior width of what all regions share, in standard deviations: the map has been fitted already."""
@@ -122,6 +125,13 @@ def _mean(scores: Tensor, weight: Tensor) -> tuple[NDArray[np.float64], NDArray[
     return mean, centred.T @ centred / w.sum() ** 2
 
 
+def _at_most(sample: Sample, jets: int) -> Sample:
+    """So many jets, evenly spread over the sample."""
+    if len(sample) <= jets:
+        return sample
+    return sample.rows(torch.linspace(0, len(sample) - 1, jets, dtype=torch.float64).long())
+
+
 def region_statistics(
     data: Sample,
     calibrated: Sample,
@@ -142,19 +152,19 @@ def region_statistics(
         kept = [not n.startswith("fraction ") or n.startswith(f"fraction {region}/") for n in names]
         return found[:, torch.tensor(kept)]
 
-    observed = data.in_region(region)
+    observed = _at_most(data.in_region(region), STATISTICS_JETS)
     value, covariance = _mean(scores(observed), observed.weight)
     size = len(value)
     shift, stretch = (np.zeros((size, len(FLAVOURS) * width)) for _ in range(2))
     means = np.zeros((len(FLAVOURS), size))
     simulated = calibrated.in_region(region)
     for f in range(len(FLAVOURS)):
-        own = simulated.rows(simulated.flavour == f)
+        own = _at_most(simulated.rows(simulated.flavour == f), STATISTICS_JETS)
         if len(own) < 2:
             continue
         means[f], spread = _mean(scores(own), own.weight)
         value, covariance = value - pi[f] * means[f], covariance + pi[f] ** 2 * spread
-        own = own.rows(torch.arange(min(len(own), RESPONSE_JETS)))
+        own = _at_most(own, RESPONSE_JETS)
         here, _ = _mean(scores(own), own.weight)
         for axis in range(width):
             for response, step in (
