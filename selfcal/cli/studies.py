@@ -85,7 +85,7 @@ def _show_plan(study: Study, folder: Path, planned: Plan, store: Store, *, as_js
                 "study": study.config.name,
                 "folder": str(folder),
                 "store": str(store.path),
-                "base": study.base,
+                "base": list(study.base),
                 "points": [
                     {"run": point.label, "values": point.identity, "key": key, "begun": begun}
                     for point, key, begun in zip(points, planned.keys, known, strict=True)
@@ -95,7 +95,7 @@ def _show_plan(study: Study, folder: Path, planned: Plan, store: Store, *, as_js
             }
         )
         return
-    print(f"{study.config.name}: {study.config.description}\nbase: {study.base}\nfolder: {folder}")
+    print(f"{study.config.name}: {study.config.description}\nbase: {', '.join(study.base)}\nfolder: {folder}")
     print(f"store: {store.path}")
     for point, begun, problem in zip(points, known, planned.problems, strict=True):
         state = f"  ({problem.splitlines()[0]})" if problem else "  (in the store)" if begun else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import types
@@ -245,7 +246,7 @@ def _with_cards(config: RunConfig, document: Document) -> LoadedRun:
         try:
             path = _card_path(name, document, ("data", "cards", index))
             card_document = _changed(read_document(path), config, document)
-            card = load_model(card_document, DataCard)
+            card = _scaled(load_model(card_document, DataCard), config)
         except ConfigError as error:
             problems.append(error)
             continue
@@ -253,7 +254,7 @@ def _with_cards(config: RunConfig, document: Document) -> LoadedRun:
         paths.append(path)
         documents.append(card_document)
     if not problems:
-        problems = _inconsistencies(config, cards, documents) + _idle_changes(config, cards, document)
+        problems = _inconsistencies(config, cards, documents) + _idle_patterns(config, cards, document)
     if problems:
         raise joined_problems(problems)
     return LoadedRun(config, tuple(cards), tuple(paths), _data_root(config, document))
@@ -275,8 +276,20 @@ def _changed(card: Document, config: RunConfig, document: Document) -> Document:
     return card
 
 
-def _idle_changes(config: RunConfig, cards: Sequence[DataCard], document: Document) -> list[ConfigError]:
-    """Patterns of ``data.changes`` that no card's name matches: most likely a slip."""
+def _scaled(card: DataCard, config: RunConfig) -> DataCard:
+    """A card that is generated with its number of jets times ``generate.scale``."""
+    factors = [factor for name, factor in config.generate.scale.items() if fnmatchcase(card.name, name)]
+    if card.generate is None or not factors:
+        return card
+    jets = max(1, round(card.generate.jets * math.prod(factors)))
+    return card.model_copy(update={"generate": card.generate.model_copy(update={"jets": jets})})
+
+
+def _idle_patterns(config: RunConfig, cards: Sequence[DataCard], document: Document) -> list[ConfigError]:
+    """Patterns of ``data.changes`` that no card's name matches: most likely a slip.
+
+    Those of ``generate.scale`` may be idle: one configuration can shrink any run.
+    """
     return [
         ConfigError(
             f"no data card is named like '{pattern}'",

@@ -63,10 +63,15 @@ class DataConfig(Configured):
 
 class GenerateConfig(Configured):
     """Worlds to generate, how many worker processes do it (0: one per core), and a folder
-    for generated collisions that several runs share (default: inside the run)."""
+    for generated collisions that several runs share (default: inside the run).
+
+    ``scale`` multiplies the number of jets of the data cards whose name matches a pattern, such as
+    ``{"data_*": 0.5}``; all patterns that match count.
+    """
 
     workers: Annotated[int, Field(ge=0)] = 0
     cache: str | None = None
+    scale: dict[str, Positive] = {}
     worlds: dict[str, World] = {"nominal": World()}
 
 

@@ -63,7 +63,8 @@ class Check(Configured):
 
 
 class StudyConfig(Configured):
-    """One study: the product of ``axes``, ``cases`` and ``seeds`` on top of a base configuration.
+    """One study: the product of ``axes``, ``cases`` and ``seeds`` on top of a base configuration (of several,
+    later ones win).
 
     ``axes`` is a grid of values by configuration key, ``cases`` a list of named points that may set several
     keys each. ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run,
@@ -75,7 +76,7 @@ class StudyConfig(Configured):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str
-    base: str
+    base: str | Annotated[tuple[str, ...], Field(min_length=1)]
     axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     cases: tuple[Case, ...] = ()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1,)

@@ -19,12 +19,13 @@ def collected(results: Path, columns: Mapping[str, str]) -> dict[str, Any]:
 
     The path ``a.b.c`` is the key ``c`` in the key ``b`` of ``a.json``; a number addresses an item of a list.
     ``b[x=1,y.0=2]`` keeps the items of the list ``b`` whose ``x`` is 1 and whose first ``y`` is 2; what
-    follows is taken of each. If exactly one item is left the value is a single one, else a list.
+    follows is taken of each. If exactly one item is left the value is a single one, else a list; None if
+    none is left, as where a small sample gives no row.
 
     Raises
     ------
     DataError
-        If a file or a key is missing, or no item is left.
+        If a file or a key is missing.
     """
     contents: dict[str, Any] = {}
     found: dict[str, Any] = {}
@@ -39,7 +40,7 @@ def collected(results: Path, columns: Mapping[str, str]) -> dict[str, Any]:
             values = [_inside(value, key, path, where) for value in values]
             if condition:
                 values = _selected(values, condition, path, where)
-        found[name] = values[0] if len(values) == 1 else values
+        found[name] = values[0] if len(values) == 1 else values or None
     return found
 
 
@@ -63,8 +64,6 @@ def _selected(values: list[Any], condition: str, path: str, where: Path) -> list
             for item in value
             if all(_reached(item, key.strip()) == parse_value(text, path) for key, _, text in wanted)
         ]
-    if not kept:
-        raise DataError(f"nothing in '{path}' fulfils '{condition}'", where=str(where))
     return kept
 
 

@@ -37,7 +37,7 @@ def plan_study(
     """
     shared = (shared_collisions(store), *assignments)
     points = study_points(study.config)
-    names = (study.base, *configurations)
+    names = (*study.base, *configurations)
     base = [str(Path(name).resolve()) if Path(name).exists() else name for name in names]
     every = [(*shared, *point.assignments) for point in points]
     return plan(base, every, study.config.until, additions_of(study.config), store, write=write)

@@ -26,10 +26,11 @@ class Study:
     path: Path
 
     @property
-    def base(self) -> str:
-        """The base configuration: relative to the study file, or the name of a shipped one."""
-        beside = self.path.parent / self.config.base
-        return str(beside) if beside.exists() else self.config.base
+    def base(self) -> tuple[str, ...]:
+        """The base configurations: relative to the study file, or names of shipped ones."""
+        names = (self.config.base,) if isinstance(self.config.base, str) else self.config.base
+        beside = [(name, self.path.parent / name) for name in names]
+        return tuple(str(path) if path.exists() else name for name, path in beside)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Point:
     def label(self) -> str:
         """A folder name made of the values; a digest keeps long or strange ones apart."""
         text = ",".join(
-            value if name == CASE else f"{name.rpartition('.')[2]}={json.dumps(value)}"
+            value if name == CASE else f"{name.rpartition('.')[2]}={_plain(value)}"
             for name, value in self.identity.items()
         )
         plain = re.sub(r"[^A-Za-z0-9_.,=+-]", "", text)
@@ -64,6 +65,11 @@ class Point:
         """The values as ``KEY=VALUE``, in YAML (of which JSON is a part)."""
         assigned = {**(self.case.set if self.case else {}), **self.values}
         return tuple(f"{name}={json.dumps(value)}" for name, value in assigned.items())
+
+
+def _plain(value: Any) -> str:
+    """A word as it is, anything else as JSON."""
+    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
 
 
 def load_study(name: str) -> Study:

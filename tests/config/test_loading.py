@@ -183,11 +183,40 @@ def test_resolved_configuration_loads_to_the_same_run(project, monkeypatch):
 
 def test_shipped_configurations_and_cards_are_valid():
     for name in shipped_names("configs"):
-        load_run([name])
+        alone = "name" in yaml.safe_load((shipped_path("configs") / f"{name}.yaml").read_text())
+        load_run([name] if alone else ["demo", name])
     for path in shipped_path("data_cards").rglob("*.yaml"):
         assert load_card(path).name == path.stem
     for path in shipped_path("studies").rglob("*.yaml"):
         StudyConfig.model_validate(yaml.safe_load(path.read_text()))
+
+
+def test_changes_are_laid_over_the_cards_they_name(tmp_path):
+    changes = [
+        "data.changes.data_*.composition.scale.c=0.7",
+        "generate.scale={'data_*': 0.5, '*_dijet': 0.1}",
+    ]
+    cards = {card.name: card for card in load_run(["demo"], changes).cards}
+    before = {card.name: card for card in load_run(["demo"]).cards}
+    for name, card in cards.items():
+        was = before[name]
+        factor = (0.5 if name.startswith("data_") else 1) * (0.1 if name.endswith("_dijet") else 1)
+        assert card.generate.jets == round(was.generate.jets * factor)
+        if card.composition is not None:
+            assert card.composition.scale["c"] == (0.7 if name.startswith("data_") else 0.8)
+            assert card.composition.scale["light"] == was.composition.scale["light"]
+    folder = tmp_path / "run"
+    (folder / "config.yaml").parent.mkdir()
+    (folder / "config.yaml").write_text(resolved_yaml(load_run(["demo"], changes), folder))
+    assert {card.name: card for card in load_run([folder / "config.yaml"]).cards} == cards
+
+
+def test_changes_that_concern_no_card_or_no_key_are_refused():
+    with pytest.raises(ConfigError, match="no data card is named like 'dta_"):
+        load_run(["demo"], ["data.changes.dta_*.use=truth"])
+    with pytest.raises(ConfigError, match="unknown key 'composicion'") as caught:
+        load_run(["demo"], ["data.changes.data_dijet.composicion={}"])
+    assert "--set data.changes.data_dijet.composicion={}" in str(caught.value)
 
 
 def test_a_misspelt_reference_region_and_a_range_outside_the_data_are_refused():

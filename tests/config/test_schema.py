@@ -19,12 +19,15 @@ def test_shipped_files_satisfy_their_schema(kind):
     paths = list(shipped_path(SHIPPED[kind]).rglob("*.yaml"))
     assert paths
     for path in paths:
-        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+        values = yaml.safe_load(path.read_text())
+        laid_over = kind == "run" and "name" not in values  # such as small.yaml: not complete by themselves
+        wanted = {key: value for key, value in schema.items() if key != "required"} if laid_over else schema
+        jsonschema.validate(values, wanted)
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_both_refuse_an_unknown_key(kind):
-    path = next(shipped_path(SHIPPED[kind]).rglob("*.yaml"))
+    path = next(path for path in shipped_path(SHIPPED[kind]).rglob("*.yaml") if path.stem != "small")
     values = yaml.safe_load(path.read_text()) | {"surprise": 1}
     with pytest.raises(jsonschema.ValidationError, match="surprise"):
         jsonschema.validate(values, json_schema(kind))

@@ -90,6 +90,6 @@ def test_shipped_study_and_its_base_are_found_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load_study("seeds")
     assert study.config.seeds == (1, 2, 3, 4)
-    assert study.base.endswith("configs/demo.yaml")
+    assert [name.endswith("configs/demo.yaml") for name in study.base] == [True]
     with pytest.raises(ConfigError, match="no such study"):
         load_study("nothing")
