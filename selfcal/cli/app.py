@@ -117,7 +117,7 @@ def _stage_verb(name: str) -> Callable[..., None]:
 
 
 for _description in DESCRIPTIONS:
-    if _description.name not in {"validate", "fit"}:
+    if _description.name not in {"validate", "fit", "report"}:
         app.command(_description.name, help=_description.summary)(_stage_verb(_description.name))
 
 
@@ -176,6 +176,37 @@ def fit(
     if force:
         options = replace(options, assignments=(*options.assignments, "fit.force=true"))
     execute("fit", options)
+
+
+@app.command(
+    help=f"{next(one.summary for one in DESCRIPTIONS if one.name == 'report')} "
+    "Or compare two runs: selfcal report RUN_A RUN_B."
+)
+def report(
+    configurations: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CONFIG...|RUN_A RUN_B", help="As for 'run', or the directories of two runs."),
+    ] = None,
+    config: opt.ConfigOption = None,
+    assignments: opt.SetOption = None,
+    seed: opt.SeedOption = None,
+    out: opt.OutOption = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Write the report of a run, or of two runs side by side."""
+    del debug
+    from selfcal.cli.comparing import are_runs, execute_comparison
+    from selfcal.cli.execution import execute
+
+    options = opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
+    if are_runs(options.configurations):
+        execute_comparison(options)
+    else:
+        execute("report", options)
 
 
 @app.command()

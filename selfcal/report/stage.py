@@ -70,7 +70,7 @@ def build_report(run_path: Path) -> list[Path]:
     written: list[Path] = []
 
     def draw(figure: ReportFigure) -> PageFigure:
-        return _save(figure, run_path, written)
+        return save_figure(figure, run_path, written)
 
     with report_style():
         chapters = [
@@ -100,7 +100,7 @@ def _optional(files: RunFiles, name: str, model: type[Model], what: str, omitted
         return None
 
 
-def _save(drawn: ReportFigure, run_path: Path, written: list[Path]) -> PageFigure:
+def save_figure(drawn: ReportFigure, run_path: Path, written: list[Path]) -> PageFigure:
     """Write the PNG (whole or not at all) and turn the figure into inline SVG."""
     name = sections.slug(drawn.name)
     final = run_path / "figures" / f"{name}.png"

@@ -136,7 +136,7 @@ def _panel_figure(
             axes.set_xticks([number + 0.5 for number in range(len(tick_labels))], tick_labels, rotation=35)
             axes.tick_params(axis="x", which="both", length=0, labelsize=9)
         elif placed:
-            _pt_axis(axes, sorted({edge for left, right, _ in placed for edge in (left, right)}))
+            pt_axis(axes, sorted({edge for left, right, _ in placed for edge in (left, right)}))
         for left, right, row in placed:
             _draw_row(axes, left, right, row)
         if index:
@@ -163,7 +163,7 @@ def _panel_figure(
     )
 
 
-def _pt_axis(axes: Axes, edges: list[float]) -> None:
+def pt_axis(axes: Axes, edges: list[float]) -> None:
     """A logarithmic axis with its ticks at the bin edges."""
     axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])
