@@ -24,7 +24,7 @@ app = typer.Typer(
     name="selfcal",
     help="Train a jet-flavour tagger together with its own calibration.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -310,7 +310,12 @@ def schema(
 
 
 StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="Study file (YAML), or the name of a shipped one.")
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="Study file (YAML), or the name of a shipped one.",
+        autocompletion=opt.shipped_completion("studies"),
+    ),
 ]
 StudyOut = Annotated[
     Path | None,

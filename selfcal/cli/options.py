@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from selfcal.config.shipped import ShippedKind, shipped_names
+
+
+def shipped_completion(kind: ShippedKind) -> Callable[[str], list[str]]:
+    """What a shell offers for the beginning of a word: names of shipped files, and paths."""
+
+    def complete(beginning: str) -> list[str]:
+        found = [name for name in shipped_names(kind) if name.startswith(beginning)]
+        folder = Path(beginning).parent if beginning else Path()
+        if folder.is_dir():
+            paths = sorted(path for path in folder.iterdir() if path.is_dir() or path.suffix == ".yaml")
+            found += [f"{path}/" if path.is_dir() else str(path) for path in paths]
+        return [name for name in found if name.startswith(beginning)]
+
+    return complete
+
+
 Configurations = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="CONFIG...", help="Run configuration (YAML), or the name of a shipped one; later wins."
+        metavar="CONFIG...",
+        help="Run configuration (YAML), or the name of a shipped one; later wins.",
+        autocompletion=shipped_completion("configs"),
     ),
 ]
 ConfigOption = Annotated[
-    list[str] | None, typer.Option("--config", "-c", metavar="FILE", help="The same as CONFIG; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The same as CONFIG; repeatable.",
+        autocompletion=shipped_completion("configs"),
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from selfcal.cli.execution import print_json
+from selfcal.config.schema import MODELS, json_schema
 from selfcal.config.shipped import shipped_path
 from selfcal.errors import ConfigError
 from selfcal.run.atomic import write_text
@@ -21,7 +23,8 @@ selfcal run configs/demo.yaml
 ```
 
 Results are in `runs/demo/results/`, the report is `runs/demo/report.html`.
-`selfcal schema run` and `selfcal schema card` print the JSON Schemas of both kinds of file.
+Editors with a YAML language server complete and check the files by the schemas that their first line names
+(`schemas/`, as `selfcal schema run|card|study` prints them).
 """
 
 
@@ -31,6 +34,8 @@ def project_files() -> dict[str, str]:
     files = {"README.md": README, "configs/demo.yaml": (configs / "demo.yaml").read_text(encoding="utf-8")}
     for path in sorted((cards / "demo").glob("*.yaml")):
         files[f"data_cards/demo/{path.name}"] = path.read_text(encoding="utf-8")
+    for kind in MODELS:
+        files[f"schemas/{kind}.json"] = json.dumps(json_schema(kind), indent=1) + "\n"
     return files
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -10,6 +12,7 @@ import selfcal
 from selfcal.config.card import DataCard
 from selfcal.config.run import RunConfig
 from selfcal.config.study import StudyConfig
+from selfcal.run.atomic import write_json
 
 SchemaKind = Literal["run", "card", "study"]
 
@@ -23,3 +26,15 @@ def json_schema(kind: SchemaKind) -> dict[str, Any]:
         "$id": f"urn:selfcal:{selfcal.__version__}:{kind}",
         **MODELS[kind].model_json_schema(),
     }
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write ``<kind>.json`` for every kind of file: what the first line of the shipped files refers to."""
+    paths = [folder / f"{kind}.json" for kind in MODELS]
+    for path, kind in zip(paths, MODELS, strict=True):
+        write_json(path, json_schema(kind))
+    return paths
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import jsonschema
 import pytest
 import yaml
 
 from selfcal.config.schema import MODELS, json_schema
-from selfcal.config.shipped import shipped_path
+from selfcal.config.shipped import shipped_path, shipped_root
 
 SHIPPED = {"run": "configs", "card": "data_cards", "study": "studies"}
 
@@ -33,3 +35,14 @@ def test_both_refuse_an_unknown_key(kind):
         jsonschema.validate(values, json_schema(kind))
     with pytest.raises(ValueError, match="surprise"):
         MODELS[kind].model_validate(values)
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_editors_find_the_schema_of_every_shipped_file(kind):
+    """The first line names a file that holds what ``selfcal schema`` prints."""
+    expected = shipped_root() / "schemas" / f"{kind}.json"
+    for path in shipped_path(SHIPPED[kind]).rglob("*.yaml"):
+        marker, _, reference = path.read_text().splitlines()[0].partition("$schema=")
+        assert marker == "# yaml-language-server: "
+        assert (path.parent / reference).resolve() == expected.resolve()
+    assert json.loads(expected.read_text()) == json_schema(kind), "run: make schemas"
