@@ -62,6 +62,14 @@ class Check(Configured):
         return self
 
 
+class FakingConfig(Configured):
+    """Which of the other cases, hidden systematics of size ``at`` each, could fake the shift of the scale
+    factors between the cases ``nothing`` and ``measured`` (:mod:`selfcal.study.faking`)."""
+
+    measured: Name
+    nothing: Name
+
+
 class StudyConfig(Configured):
     """One study: the product of ``axes``, ``cases`` and ``seeds`` on top of a base configuration (of several,
     later ones win).
@@ -70,8 +78,9 @@ class StudyConfig(Configured):
     keys each. ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run,
     then the keys inside it, ``[key=value,...]`` selecting rows of a list; a mapping gives them names of
     their own. A number and its ``..._error`` are shown together. ``until`` is the last stage of each run,
-    if not all of them are needed. ``coverage`` adds toy experiments to every run. ``expected`` says in
-    words what the numbers should show, ``checks`` as rules that are looked at in the end.
+    if not all of them are needed. ``faking`` asks which hidden systematic could fake a shift. ``coverage``
+    adds toy experiments to every run. ``expected`` says in words what the numbers should show, ``checks``
+    as rules that are looked at in the end.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -88,6 +97,7 @@ class StudyConfig(Configured):
     expected: str
     checks: tuple[Check, ...] = ()
     coverage: CoverageConfig | None = None
+    faking: FakingConfig | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -107,6 +117,17 @@ class StudyConfig(Configured):
         for case in self.cases:
             if both := sorted(taken & set(case.set)):
                 raise ValueError(f"'cases' and the axes both set {both}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_in_faking(self) -> Self:
+        if self.faking is None:
+            return self
+        named = {self.faking.measured, self.faking.nothing}
+        if unknown := sorted(named - {case.name for case in self.cases}):
+            raise ValueError(f"'faking' names {unknown}, which is no case")
+        if self.axes or any(not case.at for case in self.cases if case.name not in named):
+            raise ValueError("'faking' needs 'cases' with a size 'at', and no axes")
         return self
 
     @model_validator(mode="after")

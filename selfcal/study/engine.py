@@ -12,6 +12,7 @@ from selfcal.run.atomic import write_json
 from selfcal.study.collecting import collected
 from selfcal.study.executors import Executor
 from selfcal.study.expectations import judged
+from selfcal.study.faking import hidden_systematics
 from selfcal.study.points import Point, Study, study_points
 from selfcal.study.tasks import Outcome, Plan, Store, additions_of, plan, shared_collisions
 
@@ -80,6 +81,10 @@ def run_study(
             _link(folder / point.label, store.run(outcome.key))
         summary = _summary(study, _rows(study, planned, outcomes, store))
         write_json(folder / SUMMARY, summary)
+    if study.config.faking is not None:
+        summary["faking"] = hidden_systematics(
+            study.config.faking, study.config.cases, summary["rows"], store.path
+        )
     write_json(folder / SUMMARY, summary)
     return summary
 

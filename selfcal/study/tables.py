@@ -31,7 +31,18 @@ def render_summary(summary: Mapping[str, Any]) -> str:
                 row["run"].ljust(width) + "".join(x.rjust(c) for x, c in zip(found, columns, strict=True))
             )
     lines.append(f"expected: {summary['expected'].strip()}")
-    return "\n".join([*lines, *map(_check_line, summary.get("checks", ()))])
+    faking = [_faking_line(entry) for entry in summary.get("faking", ())]
+    return "\n".join([*lines, *map(_check_line, summary.get("checks", ())), *faking])
+
+
+def _faking_line(entry: Mapping[str, Any]) -> str:
+    """What one hidden systematic would have to be."""
+    if entry["error"] is not None:
+        return f"{entry['case']}: nothing can be said ({entry['error'].splitlines()[0]})"
+    verdict = "COULD FAKE the shift" if entry["fakes"] else "cannot fake the shift"
+    left = f"leaves chi2 {entry['chi2']:.1f} of {entry['chi2_unexplained']:.1f} for {entry['ndf']}"
+    size = f"{entry['size']:+.2f} ± {entry['size_error']:.2f}"
+    return f"{entry['case']}: {verdict}: needs {size}, {left} (p = {entry['p_value']:.2g})"
 
 
 def _check_line(check: Mapping[str, Any]) -> str:

@@ -14,7 +14,16 @@ from selfcal.study.executors import in_process
 from selfcal.study.points import load_study, study_points
 from selfcal.study.tasks import Store
 
-SMALL = ("closure", "map_families", "composition", "transfer", "generator", "statistics", "absorption")
+SMALL = (
+    "closure",
+    "map_families",
+    "composition",
+    "transfer",
+    "generator",
+    "statistics",
+    "absorption",
+    "devils_advocate",
+)
 
 
 @pytest.fixture(scope="module")
