@@ -79,7 +79,8 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     with atomic_path(path) as temporary, _KeptFailure(temporary) as target:
         try:
-            with h5py.File(target, "w") as file:
+            # Since version 1.10 of the format, all that describes the content has a checksum too.
+            with h5py.File(target, "w", libver=("v110", "v110")) as file:
                 yield file
         except (OSError, RuntimeError):
             if target.failure is None:

@@ -104,10 +104,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as indented JSON; NaN and infinities are refused by the encoder."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False, default=_plain) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, default=plain) + "\n")
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """The JSON form of arrays, tensors and paths."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

@@ -1,7 +1,7 @@
 """A trained tagger as a folder: ``model.safetensors`` and ``tagger.json``, no pickle.
 
 ``tagger.json`` names the classes, the inputs with their normalisation, the model's
-configuration, and the SHA-256 of the weights, which is checked on loading.
+configuration, and the SHA-256 of the weights and of itself, which are checked on loading.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import ORIGINS, Jets
 from selfcal.errors import DataError
-from selfcal.run.atomic import atomic_path, read_json, write_json
+from selfcal.run.atomic import atomic_path
+from selfcal.run.sealed import read_sealed, write_sealed
 from selfcal.tagger.batching import TensorJets, to_tensors
 from selfcal.tagger.deep_sets import DeepSetsEncoder
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, known_inputs
@@ -77,7 +78,7 @@ def save_bundle(bundle: TaggerBundle, folder: Path) -> list[Path]:
     with atomic_path(folder / WEIGHTS_NAME) as temporary:
         temporary.write_bytes(weights)
     norm = bundle.normalisation
-    write_json(
+    write_sealed(
         folder / DESCRIPTION_NAME,
         {
             "format_version": FORMAT_VERSION,
@@ -114,7 +115,7 @@ def load_bundle(folder: Path) -> TaggerBundle:
         description was written with, or if it comes from an incompatible version.
     """
     where = str(folder / DESCRIPTION_NAME)
-    described = read_json(folder / DESCRIPTION_NAME)
+    described = read_sealed(folder / DESCRIPTION_NAME)
     if not isinstance(described, dict) or described.get("format_version") != FORMAT_VERSION:
         raise DataError(
             "not a tagger description of this format version",

@@ -14,7 +14,8 @@ from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
-from selfcal.run.atomic import read_arrays, read_json, write_arrays, write_json
+from selfcal.run.atomic import read_arrays, write_arrays
+from selfcal.run.sealed import read_sealed, write_sealed
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, ScoreFrame, condition_features
@@ -147,7 +148,7 @@ def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) 
     for index, maps in enumerate(calibration.seeds):
         arrays |= _stored(maps, f"seed-{index}")
     write_arrays(folder / ARRAYS_NAME, arrays)
-    write_json(
+    write_sealed(
         folder / DESCRIPTION_NAME,
         {
             "format_version": FORMAT_VERSION,
@@ -171,7 +172,7 @@ def load_calibration(folder: Path) -> Calibration:
     DataError
         If a file is missing, damaged or of another format version.
     """
-    described = read_json(folder / DESCRIPTION_NAME)
+    described = read_sealed(folder / DESCRIPTION_NAME)
     arrays = {name: torch.from_numpy(value) for name, value in read_arrays(folder / ARRAYS_NAME).items()}
     try:
         if described["format_version"] != FORMAT_VERSION:

@@ -11,6 +11,7 @@ import torch
 from selfcal.config.tagger import TaggerConfig
 from selfcal.data.jets import TRACK_FIELDS
 from selfcal.errors import DataError
+from selfcal.run.sealed import read_sealed, write_sealed
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, load_bundle, save_bundle
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 
@@ -79,7 +80,7 @@ def test_one_flipped_bit_in_the_weights_is_refused(saved):
 def test_a_description_that_does_not_fit_is_refused(saved, change, message):
     _, _, folder = saved
     path = folder / "tagger.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_sealed(path, read_sealed(path) | change)
     with pytest.raises(DataError, match=message):
         load_bundle(folder)
 
