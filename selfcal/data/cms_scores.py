@@ -104,13 +104,16 @@ def probabilities(scheme: ScoreScheme, columns: Columns, where: str) -> NDArray[
     Raises
     ------
     DataError
-        If B, CvB and CvL contradict each other.
+        If B, CvB and CvL contradict each other, or are NaN or infinite.
     """
     makers: dict[str, Callable[[Columns, str], NDArray[np.float64]]] = {
         "split": _from_split,
         "direct": _from_direct,
         "ratios": _from_ratios,
     }
+    for part, values in columns.items():  # -Inf is below zero, too, and no sentinel
+        if bad := int((~np.isfinite(values)).sum()):
+            raise DataError(f"{bad} jets with NaN or infinite {scheme.fields.get(part, part)}", where=where)
     missing = np.any([values < 0 for values in columns.values()], axis=0)
     if scheme.kind == "listed":
         result = np.column_stack([columns[name] for name in scheme.classes])

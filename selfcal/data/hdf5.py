@@ -151,16 +151,3 @@ def _write_tracks(file: h5py.File, jets: Jets, slots: NDArray[np.int64], labels:
             block["ftagTruthVertexIndex"][where] = jets.track_vertex[rows]
         block["valid"][where] = True
         dataset[start:stop] = block
-
-
-def refuse_not_finite(fields: Mapping[str, NDArray[np.floating]], path: Path) -> None:
-    """Raise a :class:`DataError` naming every field with NaN or infinities and how many it has."""
-    bad = {name: int((~np.isfinite(values)).sum()) for name, values in fields.items()}
-    bad = {name: count for name, count in bad.items() if count}
-    if bad:
-        raise DataError(
-            "NaN or infinite values: " + ", ".join(f"{name} ({count})" for name, count in bad.items()),
-            where=str(path),
-            expected="finite numbers in every field that is used",
-            fix="repair or drop these jets where the file is made; they are never replaced here",
-        )

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import refuse_not_finite, whole_numbers
 from selfcal.data.flavours import FLAVOURS, SCORE_SUFFIXES, UNLABELLED, flavour_from_cone_label
 from selfcal.data.hdf5 import (
     LABEL_FIELD,
     UNKNOWN_ORIGIN,
     UNKNOWN_VERTEX,
-    refuse_not_finite,
 )
 from selfcal.data.hdf5_file import open_native, refuse_links, require_dataset
 from selfcal.data.jets import TRACK_FIELDS, Jets
@@ -193,14 +193,21 @@ def _jet_chunk(
     refuse_not_finite(used | ({names["weight"]: weight} if "weight" in names else {}), path)
     flavour = np.full(n, UNLABELLED, dtype=np.int8)
     if wanted.labels and "label" in names:
-        flavour = flavour_from_cone_label(table[names["label"]], where=f"{path}, jets/{names['label']}")
-    run = table[names["run"]].astype(np.int64) if "run" in names else np.zeros(n, dtype=np.int64)
-    event = table[names["event"]].astype(np.int64) if "event" in names else row + _file_number(path)
-    stored_rank = table[names["jet_index"]].astype(np.int32) if "jet_index" in names else None
-    rank = position.ranks(run, event) if stored_rank is None else stored_rank
+        labels = whole_numbers(table[names["label"]], names["label"], path)
+        flavour = flavour_from_cone_label(labels, where=f"{path}, jets/{names['label']}")
+    keys = {
+        name: whole_numbers(table[names[name]], names[name], path)
+        for name in ("run", "event", "jet_index")
+        if name in names
+    }
+    run = keys.get("run", np.zeros(n, dtype=np.int64))
+    event = keys.get("event", row + _file_number(path))
+    rank = keys["jet_index"].astype(np.int32) if "jet_index" in keys else position.ranks(run, event)
     truth_pt_gev = None
     if wanted.labels and "truth_pt" in names:
         stored_pt = table[names["truth_pt"]] * scales.momentum_gev
+        # NaN stands for "no true jet" here as zero and below do: no training looks at it.
+        refuse_not_finite({names["truth_pt"]: np.where(np.isnan(stored_pt), 0.0, stored_pt)}, path)
         truth_pt_gev = np.where(stored_pt > 0, stored_pt, np.nan).astype(np.float32)
     score, classes = _scores(table, card, path) if wanted.scores else (None, ())
     return Jets(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from selfcal.config.card import DataCard
 from selfcal.data.cms_scores import probabilities, score_scheme, taggers_in
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import whole_numbers
 from selfcal.data.flavours import LIGHT, TAU, B, C
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Contents, Wanted
@@ -161,8 +162,10 @@ def _columns(table: EventTable, card: DataCard) -> JetColumns:
 def _run(block: EventBlock, card: DataCard) -> NDArray[np.int64]:
     """The run part of the key, (E,); see :class:`NanoAodReader`."""
     if card.fields.run is not None:
-        return block.per_event(card.fields.run).astype(np.int64)
-    run, lumi = (block.per_event(name).astype(np.int64) for name in ("run", "luminosityBlock"))
+        return whole_numbers(block.per_event(card.fields.run), card.fields.run, block.table.path)
+    run, lumi = (
+        whole_numbers(block.per_event(name), name, block.table.path) for name in ("run", "luminosityBlock")
+    )
     return (run << 32) + lumi
 
 
@@ -176,7 +179,7 @@ def _labels(
             present = tuple(name for name in block.table.columns if name.startswith(prefix))
             raise missing_fields([f"{prefix}hadronFlavour"], present, str(path), "fields.label")
         return np.full(len(rows), -1, dtype=np.int8)
-    stored = block.per_jet(columns.label)[rows].astype(np.int64)
+    stored = whole_numbers(block.per_jet(columns.label)[rows], columns.label, path)
     flavour = np.full(len(rows), -1, dtype=np.int8)
     for label, index in HADRON_FLAVOUR.items():
         flavour[stored == label] = index

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import whole_numbers
 from selfcal.data.flavours import FLAVOURS, SCORE_SUFFIXES, flavour_from_cone_label
 from selfcal.data.jet_axis import require_conventions
 from selfcal.data.jets import Jets
@@ -149,7 +150,7 @@ class PhysliteReader:
         rows = chosen_jets(block, columns, card, path)
         jets = bare_jets(block, columns, rows, card, _run(block, layout, card), first_row)
         if wanted.labels and columns.label is not None:
-            labels = block.per_jet(columns.label)[rows].astype(np.int64)
+            labels = whole_numbers(block.per_jet(columns.label)[rows], columns.label, path)
             jets = replace(jets, flavour=flavour_from_cone_label(labels, f"{path}, {columns.label}"))
         elif wanted.labels and card.role == "simulation":
             raise missing_fields([LABELS[0]], layout.fields(layout.collection), str(path), "fields.label")
@@ -212,7 +213,7 @@ def _run(block: EventBlock, layout: Layout, card: DataCard) -> NDArray[np.int64]
     column = layout.column("EventInfo", field)
     if column is None:
         raise missing_fields([field], layout.fields("EventInfo"), str(block.table.path), "fields.run")
-    run = block.per_event(column).astype(np.int64)
+    run = whole_numbers(block.per_event(column), column, block.table.path)
     channel = layout.column("EventInfo", "mcChannelNumber")
     if card.fields.run is not None or channel is None:
         return run

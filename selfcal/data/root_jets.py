@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import refuse_not_finite, whole_numbers
 from selfcal.data.flavours import UNLABELLED
-from selfcal.data.hdf5 import UNKNOWN_ORIGIN, UNKNOWN_VERTEX, refuse_not_finite
+from selfcal.data.hdf5 import UNKNOWN_ORIGIN, UNKNOWN_VERTEX
 from selfcal.data.jets import TRACK_FIELDS, Jets
 from selfcal.data.root_files import EventBlock
 from selfcal.data.selection import selected
@@ -101,13 +102,14 @@ def bare_jets(
     Raises
     ------
     DataError
-        NaN or infinity in pT, eta or weight.
+        NaN or infinity in pT, eta, phi or weight; numbers of jets or events that are no whole ones.
     """
     scales = UnitScales.of(card)
     event_of_jet = block.event_of_jet[rows]
     pt_gev = (block.per_jet(columns.pt)[rows] * scales.momentum_gev).astype(np.float32)
     eta = block.per_jet(columns.eta)[rows].astype(np.float32)
-    used: dict[str, NDArray[np.floating]] = {columns.pt: pt_gev, columns.eta: eta}
+    phi = block.per_jet(columns.phi)[rows].astype(np.float64)
+    used: dict[str, NDArray[np.floating]] = {columns.pt: pt_gev, columns.eta: eta, columns.phi: phi}
     weight = np.ones(len(rows))
     if columns.weight is not None:
         weight = block.per_event(columns.weight).astype(np.float64)[event_of_jet]
@@ -121,8 +123,8 @@ def bare_jets(
         flavour=np.full(len(rows), UNLABELLED, dtype=np.int8),
         weight=weight,
         run=run[event_of_jet].astype(np.int64),
-        event=block.per_event(columns.event).astype(np.int64)[event_of_jet],
-        jet_index=index[rows].astype(np.int32),
+        event=whole_numbers(block.per_event(columns.event), columns.event, block.table.path)[event_of_jet],
+        jet_index=whole_numbers(index[rows], str(columns.jet_index), block.table.path).astype(np.int32),
         row=first_row + rows,
         **packed_tracks({}, np.zeros(len(rows), np.int64), block.table.path),
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import Cut
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import refuse_not_finite
 
 
 def selected(
@@ -23,7 +24,7 @@ def selected(
     Raises
     ------
     DataError
-        If a field is not there.
+        If a field is not there, or has NaN or infinite values.
     """
     names = tuple(fields.dtype.names or ()) if isinstance(fields, np.ndarray) else tuple(fields)
     absent = [cut.field for cut in cuts if cut.field not in names]
@@ -32,6 +33,8 @@ def selected(
     chosen: NDArray[np.bool_] | None = None
     for cut in cuts:
         values = np.asarray(fields[cut.field])
+        if values.dtype.kind == "f":  # a comparison with NaN is false: the jet would vanish without a word
+            refuse_not_finite({cut.field: values}, path)
         passes = np.ones(len(values), dtype=bool)
         if cut.min is not None:
             passes &= values >= cut.min

@@ -1,4 +1,4 @@
-"""JSON files that carry the SHA-256 of their own content: a changed digit is noticed wherever the file goes."""
+"""JSON files that carry the SHA-256 of their own content: a changed digit is noticed wherever they go."""
 
 from __future__ import annotations
 

@@ -53,10 +53,10 @@ def flat(value: Any) -> list[bytes]:
 
 def check_damage(path: Path, read: Callable[[Path], Any], attempts, seed: int = 1) -> int:
     """Damage ``path`` in every way; returns how many were told apart from the whole file."""
-    whole = path.read_bytes()
+    original = path.read_bytes()
     expected = flat(read(path))
     detected = 0
-    for what, content in damages(whole, seed):
+    for what, content in damages(original, seed):
         with attempts(f"{path.name}, {what}"):
             path.write_bytes(content)
             try:
@@ -66,7 +66,7 @@ def check_damage(path: Path, read: Callable[[Path], Any], attempts, seed: int = 
                 assert path.name in f"{error} {error.where}"  # noqa: PT017 - some damages are harmless
             else:
                 assert found == expected, "another content was read without a word"
-    path.write_bytes(whole)
+    path.write_bytes(original)
     return detected
 
 
@@ -147,21 +147,21 @@ def test_an_output_of_an_earlier_stage(chain, attempts, same_time) -> None:  # n
     chain.text["a"] = "A" * 200
     chain.settings["a"] = 2
     run_stages(chain.stages(), chain.context)
-    whole, status = path.read_bytes(), path.stat()
-    for number, (what, content) in enumerate(damages(whole, 3)):
+    original, status = path.read_bytes(), path.stat()
+    for number, (what, content) in enumerate(damages(original, 3)):
         with attempts(what):
             path.write_bytes(content)
             if same_time:
                 os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
             chain.settings["b"] = 10 + number
-            if same_time and len(content) == len(whole):
+            if same_time and len(content) == len(original):
                 with pytest.raises(DataError, match="not what stage 'a' wrote"):
                     run_stages(chain.stages(), chain.context)
-                path.write_bytes(whole)
+                path.write_bytes(original)
                 os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
             else:
                 done = run_stages(chain.stages(), chain.context)
                 assert done[0] == "a"
-            assert path.read_bytes() == whole
+            assert path.read_bytes() == original
             run_stages(chain.stages(), chain.context)
         status = path.stat()
