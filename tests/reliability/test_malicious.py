@@ -210,7 +210,7 @@ def test_names_that_are_paths(attempts) -> None:
             ("run", RunConfig, {**run, "name": name}),
             ("tagger", RunConfig, {**run, "tagger": {"name": name}}),
         ):
-            with attempts(f"{what} {name!r}"), pytest.raises(ValueError, match="match|character"):
+            with attempts(f"{what} {name!r}"), pytest.raises(ValueError, match=r"match|character"):
                 model.model_validate(values)
 
 
