@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long lint schemas bench clean help
+.PHONY: demo test test-long lint docs schemas bench clean help
 
 help:
 	@echo "make demo       generate collisions, train, calibrate, fit and report (runs/demo)"
 	@echo "make test       the tests that take minutes at most"
 	@echo "make test-long  the tests that take longer"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation in docs/_build/html; warnings are errors"
 	@echo "make schemas    write the JSON Schemas anew, after a change of the configuration"
 	@echo "make bench      timings"
 	@echo "make clean      remove the virtual environment and caches (runs/ is kept)"
@@ -36,6 +37,10 @@ test-long: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 schemas: $(INSTALLED)
 	$(BIN)/python -m selfcal.config.schema schemas

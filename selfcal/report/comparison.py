@@ -44,8 +44,8 @@ INDEPENDENT = (
 def compare_runs(first: Path, second: Path, folder: Path) -> list[Path]:
     """Write ``report.html`` and ``figures/*.png`` of the comparison of two runs into ``folder``.
 
-    Scale factors are compared where both runs have the same flavour, working point or bin, pT and |η|;
-    closure and composition where both have the file.
+    Scale factors are compared where both runs have the same flavour, working point or bin, pT and
+    pseudorapidity; closure and composition where both have the file.
 
     Returns
     -------
