@@ -30,6 +30,9 @@ class DataConfig(Configured):
     The folds (train, derive, measure) are shared out separately: simulation needs jets to
     train on, data are most precious where they measure.
 
+    ``bootstrap`` numbers a resampling of the data: each event counts as often as a Poisson law of mean one
+    says (0: the data as they are; truth samples always are).
+
     ``changes`` are laid over the data cards whose name matches a pattern, such as
     ``{"data_*": {generate: {jets: 5000}}}``: key by key, later patterns over earlier ones.
     """
@@ -37,6 +40,7 @@ class DataConfig(Configured):
     cards: tuple[str, ...]
     root: str | None = None
     changes: dict[str, dict[str, Any]] = {}
+    bootstrap: Annotated[int, Field(ge=0)] = 0
     simulation_folds: tuple[Probability, Probability, Probability] = (0.5, 0.2, 0.3)
     data_folds: tuple[Probability, Probability, Probability] = (0.2, 0.4, 0.4)
     pt_gev_min: Positive = 20.0

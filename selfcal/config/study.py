@@ -15,6 +15,7 @@ ResultPath = Annotated[str, Field(pattern=rf"^[A-Za-z0-9_-]+(\.{_KEY})+$")]
 
 CASE = "case"
 SEED = "seed"
+BOOTSTRAP = "data.bootstrap"
 
 
 class CoverageConfig(Configured):
@@ -39,15 +40,16 @@ class Check(Configured):
     ``value`` is a column of ``collect``. ``where`` chooses points by axis, ``case`` or ``seed`` (default:
     all). With ``against`` each number is first compared with that of the point which differs in these keys
     alone, as ``ratio`` or ``difference``. ``over`` says which number must be within the limits: ``every``
-    one, their ``mean``, ``min``, ``max``, ``rms``, or the ``slope`` of ln(value) against ln(x), x being the
-    values of the axis ``along`` (``case``: its ``at``). Numbers that are absent (null) are left out.
+    one, their ``mean``, ``min``, ``max``, ``rms``, ``std``, or the ``slope`` of ln(value) against ln(x), x
+    being the values of the axis ``along`` (``case``: its ``at``). Numbers that are absent (null) are left
+    out.
     """
 
     value: str
     where: dict[str, Any] = {}
     against: dict[str, Any] = {}
     compare: Literal["ratio", "difference"] = "ratio"
-    over: Literal["every", "mean", "min", "max", "rms", "slope"] = "every"
+    over: Literal["every", "mean", "min", "max", "rms", "std", "slope"] = "every"
     along: str | None = None
     min: float | None = None
     max: float | None = None
@@ -78,7 +80,8 @@ class StudyConfig(Configured):
     keys each. ``collect`` names numbers as ``file.key.key``: the file ``results/<file>.json`` of each run,
     then the keys inside it, ``[key=value,...]`` selecting rows of a list; a mapping gives them names of
     their own. A number and its ``..._error`` are shown together. ``until`` is the last stage of each run,
-    if not all of them are needed. ``faking`` asks which hidden systematic could fake a shift. ``coverage``
+    if not all of them are needed. ``bootstraps`` resamplings of the data (``data.bootstrap``) are done
+    beside the data as they are. ``faking`` asks which hidden systematic could fake a shift. ``coverage``
     adds toy experiments to every run. ``expected`` says in words what the numbers should show, ``checks``
     as rules that are looked at in the end.
     """
@@ -88,6 +91,7 @@ class StudyConfig(Configured):
     base: str | Annotated[tuple[str, ...], Field(min_length=1)]
     axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     cases: tuple[Case, ...] = ()
+    bootstraps: Annotated[int, Field(ge=0)] = 0
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1,)
     until: str | None = None
     collect: (
@@ -106,7 +110,11 @@ class StudyConfig(Configured):
 
     @model_validator(mode="after")
     def _points(self) -> Self:
-        for name, place in ((SEED, "list the seeds under 'seeds'"), (CASE, "list the cases under 'cases'")):
+        for name, place in (
+            (SEED, "list the seeds under 'seeds'"),
+            (CASE, "list the cases under 'cases'"),
+            (BOOTSTRAP, "say how many under 'bootstraps'"),
+        ):
             if name in self.axes:
                 raise ValueError(f"'{name}' is no axis; {place}")
         names = [case.name for case in self.cases]
@@ -132,7 +140,7 @@ class StudyConfig(Configured):
 
     @model_validator(mode="after")
     def _known_in_checks(self) -> Self:
-        keys = {*self.axes, SEED, *([CASE] if self.cases else [])}
+        keys = {*self.axes, SEED, *([CASE] if self.cases else []), *([BOOTSTRAP] if self.bootstraps else [])}
         for check in self.checks:
             if check.value not in self.columns:
                 raise ValueError(f"'checks' look at '{check.value}', which is not among 'collect'")

@@ -36,6 +36,18 @@ def event_hash(dataset: str, run: NDArray[np.int64], event: NDArray[np.int64]) -
     return splitmix64(splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64))
 
 
+def bootstrap_weights(jets: Jets, bootstrap: int) -> NDArray[np.float64]:
+    """How often each jet counts in a bootstrap of the events, (N,): Poisson with mean one, whole events.
+
+    From a hash of (dataset, run, event) and the number of the bootstrap that is independent of the folds.
+    """
+    hashed = event_hash(f"{jets.dataset} bootstrap {bootstrap}", jets.run, jets.event)
+    uniform = hashed.astype(np.float64) / 2.0**64
+    # P(n <= k) of the Poisson law, up to n = 19: beyond that no double is left.
+    cumulative = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 20)]))
+    return np.searchsorted(cumulative, uniform, side="right").astype(np.float64)
+
+
 def fold_of(jets: Jets, fractions: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)) -> NDArray[np.int8]:
     """Fold of every jet, (N,) int8 with the values of :class:`Fold`."""
     uniform = event_hash(jets.dataset, jets.run, jets.event).astype(np.float64) / 2.0**64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ from selfcal.run.stages import canonical_digest, file_sha256
 COVERAGE = "coverage.json"
 
 
-def run_coverage(directory: Path, config: CoverageConfig) -> Path:
+def run_coverage(
+    directory: Path, config: CoverageConfig, say: Callable[[str], None] = lambda text: None
+) -> Path:
     """Write ``results/coverage.json`` of the run in ``directory``, unless it is there for the same fit.
 
     The toys are drawn around the best fit of the run's own templates (blinded ones, if the run is).
@@ -44,6 +47,7 @@ def run_coverage(directory: Path, config: CoverageConfig) -> Path:
     )
     if target.exists() and read_json(target).get("made_of") == made_of:
         return target
+    say(f"coverage: {config.toys} likelihood toys")
     torch.set_num_threads(1)
     measured = measure(read_templates(templates), FitConfig.model_validate(settings))
     factors = measured.factors

@@ -34,6 +34,8 @@ def _judged(check: Check, rows: Sequence[Row], cases: Sequence[Case]) -> dict[st
     if not pairs:
         return _outcome(check, [], None, "there is no number")
     values = np.array([number for _, number in pairs])
+    if check.over == "std" and len(values) < 2:
+        return _outcome(check, [], None, "a spread needs two numbers")
     if check.over == "slope":
         places = np.array([_place(check, row["point"], cases) for row, _ in pairs])
         if (values <= 0).any() or (places <= 0).any() or len(set(places)) < 2:
@@ -53,6 +55,8 @@ def _condensed(over: str, values: np.ndarray) -> list[float]:
         return [float(value) for value in values]
     if over == "rms":
         return [float(np.sqrt(np.mean(values**2)))]
+    if over == "std":
+        return [float(np.std(values, ddof=1))]
     condensed = {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
     return [condensed[over]]
 

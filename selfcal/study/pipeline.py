@@ -44,7 +44,13 @@ def _card_facts(cards: Iterable[DataCard], *keys: str) -> list[dict[str, Any]]:
 
 
 def _selection(context: RunContext) -> dict[str, Any]:
-    return context.config.data.model_dump(mode="json", exclude={"cards", "root", "changes"})
+    return context.config.data.model_dump(mode="json", exclude={"cards", "root", "changes", "bootstrap"})
+
+
+def _resampling(context: RunContext) -> dict[str, int]:
+    """The bootstrap of the data, for the stages that see data; nothing where there is none."""
+    bootstrap = context.config.data.bootstrap
+    return {"bootstrap": bootstrap} if bootstrap else {}
 
 
 def _generate_configuration(context: RunContext) -> Any:
@@ -83,6 +89,7 @@ def _infer_configuration(context: RunContext) -> Any:
         "seed": context.config.seed,
         "cards": _card_facts(context.cards, "name", "composition"),
         "inference": context.config.inference.model_dump(mode="json"),
+        **_resampling(context),
     }
 
 
@@ -91,6 +98,7 @@ def _calibrate_configuration(context: RunContext) -> Any:
         "seed": context.config.seed,
         "cards": _card_facts(context.cards, "name", "composition"),
         "calibration": context.config.calibration.model_dump(mode="json", exclude={"workers"}),
+        **_resampling(context),
     }
 
 

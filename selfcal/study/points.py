@@ -13,7 +13,7 @@ from typing import Any
 from selfcal.config.document import read_document
 from selfcal.config.loading import load_model
 from selfcal.config.shipped import shipped_names, shipped_path
-from selfcal.config.study import CASE, SEED, Case, StudyConfig
+from selfcal.config.study import BOOTSTRAP, CASE, SEED, Case, StudyConfig
 from selfcal.errors import ConfigError
 from selfcal.run.stages import canonical_digest
 
@@ -93,10 +93,13 @@ def load_study(name: str) -> Study:
 
 
 def study_points(config: StudyConfig) -> list[Point]:
-    """Every combination of cases, axis values and seeds, in order; the seed varies fastest."""
-    names = [*config.axes, SEED]
+    """Every combination of cases, axis values, bootstraps and seeds, in order; the seed varies fastest."""
+    axes: dict[str, tuple[Any, ...]] = dict(config.axes)
+    if config.bootstraps:
+        axes[BOOTSTRAP] = tuple(range(config.bootstraps + 1))
+    axes[SEED] = config.seeds
     return [
-        Point(dict(zip(names, values, strict=True)), case)
+        Point(dict(zip(axes, values, strict=True)), case)
         for case in config.cases or (None,)
-        for values in product(*config.axes.values(), config.seeds)
+        for values in product(*axes.values())
     ]

@@ -42,8 +42,8 @@ KEY_DIGITS = 20
 
 ADDITIONS: dict[str, str] = {"coverage": "selfcal.study.coverage:run_coverage"}
 """What a study may do with every finished run, by its key in the study file: ``module:function``, called
-with the run's directory and its part of the study's configuration. It writes ``results/<key>.json``, unless
-that is there and made of the same."""
+with the run's directory, its part of the study's configuration and where to say what it does. It writes
+``results/<key>.json``, unless that is there and made of the same."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Stages count threads and name temporary files per process: a process does one task at a time."""
@@ -241,19 +241,21 @@ def _run(task: Task, store: Store, reporter: Reporter) -> list[str]:
         command += [word for one in task.assignments for word in ("--set", one)]
         done = run_loaded(loaded, context, stages, command, store.runs())
         for name, part in task.additions.items():
-            done += _add(name, part, directory)
+            done += _add(name, part, directory, reporter)
     return done
 
 
-def _add(name: str, part: Any, directory: RunDirectory) -> list[str]:
+def _add(name: str, part: Any, directory: RunDirectory, reporter: Reporter) -> list[str]:
     """Do one addition; its name if it had to be done, nothing if the run had it already."""
     module, _, function = ADDITIONS[name].partition(":")
-    add: Callable[[Path, Any], Path] = getattr(importlib.import_module(module), function)
+    add: Callable[[Path, Any, Callable[[str], None]], Path] = getattr(
+        importlib.import_module(module), function
+    )
     target = directory.results / f"{name}.json"
     before = target.stat().st_mtime_ns if target.exists() else None
     annotation: Any = StudyConfig.model_fields[name].annotation
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-    add(directory.path, adapter.validate_python(part))
+    add(directory.path, adapter.validate_python(part), reporter.say)
     return [name] if target.stat().st_mtime_ns != before else []
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
-from selfcal.data.folds import Fold, event_hash, fold_of
+from selfcal.data.folds import Fold, bootstrap_weights, event_hash, fold_of
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset
 from selfcal.run.context import RunContext
@@ -51,6 +51,9 @@ def read_card(context: RunContext, card: DataCard, correction: Correction | None
         chosen = jets.select(in_use(jets, context.config.data))
         if card.weights != "event":
             chosen = replace(chosen, weight=np.ones(len(chosen)))
+        bootstrap = context.config.data.bootstrap
+        if bootstrap and card.role == "data" and card.use != "truth":
+            chosen = replace(chosen, weight=chosen.weight * bootstrap_weights(chosen, bootstrap))
         yield correction(chosen) if correction is not None and context.corrected(card) else chosen
 
 

@@ -54,6 +54,19 @@ def test_points_are_compared_with_a_reference_that_differs_in_one_key_alone():
     assert verdict(against={"a.n": 100}, value="many", where={"a.n": 400}, min=0)["found"] == [4, 4, 4, 4]
 
 
+def test_the_spread_of_bootstraps_leaves_out_what_they_are_held_against():
+    rows = [
+        {"point": {"data.bootstrap": k}, "values": {"sigma": value}}
+        for k, value in enumerate((5.0, 1.0, 4.0))
+    ]
+    found = verdict(rows, against={"data.bootstrap": 0}, compare="difference", over="std", max=9)
+    assert found["found"] == pytest.approx([(4.5) ** 0.5])
+    assert (
+        verdict(rows[:2], against={"data.bootstrap": 0}, compare="difference", over="std", max=9)["passed"]
+        is None
+    )
+
+
 def test_nothing_is_said_where_a_point_failed():
     rows = [ROWS[0], {"point": {"a.n": 400, "seed": 1}, "values": None}]
     assert verdict(rows, max=1)["passed"] is None

@@ -53,6 +53,13 @@ def test_cases_are_named_points_on_top_of_the_grid(study):
     assert (first.label, second.label) == ("low,width=32,seed=7", "high,width=32,seed=7")
 
 
+def test_bootstraps_are_done_beside_the_data_as_they_are(study):
+    config = StudyConfig.model_validate(STUDY | {"axes": {}, "seeds": [3], "bootstraps": 2})
+    assert [point.assignments for point in study_points(config)] == [
+        (f"data.bootstrap={number}", "seed=3") for number in (0, 1, 2)
+    ]
+
+
 def test_labels_are_distinct_and_safe_folder_names(study):
     values = [{"a.x": 1, "b.x": 2}, {"a.x": 2, "b.x": 1}, {"a": "../../etc"}, {"a": [1, 2]}, {"a": "x" * 300}]
     labels = [point.label for point in (*study_points(study), *map(Point, values))]
@@ -66,6 +73,7 @@ def test_labels_are_distinct_and_safe_folder_names(study):
     [
         ({"axes": {"seed": [1, 2]}}, "no axis"),
         ({"seeds": [1, 1]}, "twice"),
+        ({"axes": {"data.bootstrap": [1]}}, "no axis"),
         ({"seeds": []}, "at least 1 item"),
         ({"axes": {"a.b": []}}, "at least 1 item"),
         ({"collect": ["closure"]}, "match pattern"),

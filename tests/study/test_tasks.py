@@ -60,6 +60,8 @@ def test_a_key_depends_on_configuration_inputs_and_additions(study_of, project, 
     assert key(until="validate") != plain
     assert key(coverage={"toys": 5}) != plain
     assert key(seeds=[2]) != plain
+    assert key("data.bootstrap=1") != plain
+    assert key("data.bootstrap=1", until="train") == key(until="train")  # trained on simulation alone
     assert key('data.changes.data.composition={"relative_uncertainty": 0.1}') != plain
     with open(project / "files" / "sim.h5", "ab") as handle:
         handle.write(b"\0")
