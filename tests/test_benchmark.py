@@ -58,10 +58,10 @@ def test_a_tagger_known_by_its_scores_alone_has_the_same_scale_factors(
         # The copies with scores in them are other files.
         del card["sha256"]
         card["scores"] = {"tagger": "SelfCal"}
-        path = folder / "given" / Path(name).name
+        path = folder / "cards" / Path(name).name
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(card))
-        cards.append(f"given/{path.name}")
+        cards.append(f"cards/{path.name}")
     configuration = yaml.safe_load((PROJECT / "configs/benchmark.yaml").read_text())
     smaller = yaml.safe_load(SMALLER)
     del smaller["training"], smaller["calibration"]["joint"]

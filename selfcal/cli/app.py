@@ -393,6 +393,26 @@ def study_list(as_json: opt.JsonOption = False, debug: opt.DebugOption = False) 
     list_studies(as_json=as_json)
 
 
+@app.command()
+def histograms(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="ROOT file with histograms of data.")],
+    simulation: Annotated[Path, typer.Argument(metavar="SIMULATION", help="The same of simulation.")],
+    modelling_error: Annotated[
+        float, typer.Option("--modelling-error", min=0.0, help="Relative error of each bin of the model.")
+    ] = 0.01,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw core and tails (PDF, PNG, SVG).")
+    ] = None,
+    as_json: opt.JsonOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Infer core and tails of a detector from histograms of a significance (its negative side)."""
+    del debug
+    from selfcal.cli.histograms import infer_histograms
+
+    infer_histograms(data, simulation, modelling_error=modelling_error, plot=plot, as_json=as_json)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``selfcal`` script; returns the exit code (see ``selfcal.errors``)."""
     words = list(sys.argv[1:] if arguments is None else arguments)

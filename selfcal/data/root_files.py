@@ -247,6 +247,25 @@ def holds_histograms(path: Path) -> bool:
         return bool(_only_histograms(classes))
 
 
+def read_histograms(path: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Contents (B,) and edges (B + 1,) of every one-dimensional histogram of a ROOT file, by name.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, or holds none.
+    """
+    with _open(path) as (file, classes):
+        found = {}
+        for name in (name for name, kind in classes.items() if kind.startswith("TH1")):
+            with _reporting_damage(path, name):
+                contents, edges = file[name].to_numpy()
+            found[name] = (contents.astype(np.float64), edges.astype(np.float64))
+    if not found:
+        raise DataError("holds no one-dimensional histogram", where=str(path), expected="TH1 objects")
+    return found
+
+
 def _only_histograms(classes: dict[str, str]) -> list[str]:
     """Names of the histograms of a file that has no tree; empty if it has one."""
     if any(kind.endswith(("TTree", "RNTuple")) for kind in classes.values()):

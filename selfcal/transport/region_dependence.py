@@ -196,7 +196,9 @@ def region_dependence(
     width = local.shape[1] // (len(statistics) * flavours)
     owner = np.tile(np.repeat(np.arange(flavours), width), len(statistics))
     between = [local[:, owner == f] @ local[:, owner == f].T for f in range(flavours)]
-    grid = np.linspace(0.0, 3.0 * prior_width, SCALES)
+    # Densest near zero: with many jets differences far below the prior's width are seen.
+    grid = 3.0 * prior_width * np.linspace(0.0, 1.0, SCALES) ** 3
+    step = np.gradient(grid)
 
     together = [np.linalg.cholesky(base + tau**2 * sum(between)) for tau in grid]
     found = _log_likelihood(together, y[:, None])[:, 0]
@@ -213,7 +215,7 @@ def region_dependence(
             others = base + sum(scale[o] ** 2 * between[o] for o in range(flavours) if o != f)
             factors = [np.linalg.cholesky(others + tau**2 * between[f]) for tau in grid]
             log_posterior = _log_likelihood(factors, y[:, None])[:, 0] - 0.5 * (grid / prior_width) ** 2
-            posterior = np.exp(log_posterior - log_posterior.max())
+            posterior = np.exp(log_posterior - log_posterior.max()) * step
             scale[f] = np.sqrt((posterior * grid**2).sum() / posterior.sum())
 
     variance = scale[owner] ** 2

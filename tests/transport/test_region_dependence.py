@@ -117,17 +117,18 @@ class Model:
 def test_the_scale_is_found_where_the_statistics_obey_the_model(tau: float) -> None:
     model, random = Model(1), np.random.default_rng(7)
     scales = [region_dependence(model.draw(tau, random), model.sigma, 0.2, 1).scale for _ in range(10)]
-    assert np.mean(np.square(scales)) == pytest.approx(tau**2, rel=0.35)
+    # Nine differences per flavour: the posterior mean of a variance from so few lies above it.
+    assert 0.8 < np.mean(np.square(scales)) / tau**2 < 1.9
 
 
 def test_the_p_value_is_uniform_where_nothing_depends_on_the_region() -> None:
     model, random = Model(2), np.random.default_rng(8)
     values = np.array(
-        [region_dependence(model.draw(0.0, random), model.sigma, 0.2, i).p_value for i in range(60)]
+        [region_dependence(model.draw(0.0, random), model.sigma, 0.2, i).p_value for i in range(40)]
     )
     # A likelihood largest at zero gives one; the others are uniform below.
     below = np.mean(values < 0.2)
-    assert 0.2 - 3 * 0.052 < below < 0.2 + 3 * 0.052
+    assert 0.2 - 3 * 0.063 < below < 0.2 + 3 * 0.063
 
 
 def test_what_the_map_leaves_elsewhere_moves_every_coordinate_by_its_flavours_scale(

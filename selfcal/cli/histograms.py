@@ -1,0 +1,30 @@
+"""``selfcal histograms``: what two histograms of a significance say of the detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfcal.cli.execution import print_json
+from selfcal.errors import ConfigError
+
+
+def infer_histograms(
+    data: Path, simulation: Path, *, modelling_error: float, plot: Path | None, as_json: bool
+) -> None:
+    """Print one line per histogram, or JSON; with ``plot`` draw them."""
+    from selfcal.sbi.histogram_inference import PARAMETER_NAMES, as_json_rows, infer_from_files
+
+    if plot is not None and plot.exists():
+        raise ConfigError("the file exists already", where=str(plot), fix="choose another --plot")
+    found = infer_from_files(data, simulation, modelling_error)
+    if plot is not None:
+        from selfcal.report.figures.resolution import draw_resolution
+
+        draw_resolution(found, plot)
+    if as_json:
+        print_json({"histograms": as_json_rows(found)})
+        return
+    print(f"{'histogram':<14}" + "".join(f"{name:>20}" for name in PARAMETER_NAMES) + f"{'p':>9}")
+    for one in found:
+        values = [f"{mean:.3f} ± {sigma:.3f}" for mean, sigma in zip(one.mean, one.sigma, strict=True)]
+        print(f"{one.name:<14}" + "".join(f"{value:>20}" for value in values) + f"{one.p_value:>9.2g}")
