@@ -34,7 +34,7 @@ def execute_comparison(options: Options) -> None:
         raise ConfigError("--set and --seed change no finished run", fix="leave them out")
     set_log_level(options.verbose)
     first, second = (Path(name) for name in names)
-    folder = options.out or Path("comparisons") / f"{first.resolve().name}-{second.resolve().name}"
+    folder = options.out or Path("comparisons") / f"{first.absolute().name}-{second.absolute().name}"
     if options.dry_run:
         print(f"would write {folder / 'report.html'}\ndry run: nothing was written")
         return

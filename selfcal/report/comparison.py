@@ -102,7 +102,7 @@ def _scale_factors(files: RunFiles) -> ScaleFactors:
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    return f"A: {plain_text(first.resolve().name)}", f"B: {plain_text(second.resolve().name)}"
+    return f"A: {plain_text(first.absolute().name)}", f"B: {plain_text(second.absolute().name)}"
 
 
 def _scale_factor_key(row: ScaleFactorRow) -> Key:
@@ -146,7 +146,7 @@ def _headline(pairs: Sequence[Pair], factors: Sequence[ScaleFactors], first: Pat
         for name, run in zip(("A", "B"), factors, strict=True)
         if run.blinded
     ]
-    title = f"{first.resolve().name} and {second.resolve().name}"
+    title = f"{first.absolute().name} and {second.absolute().name}"
     measured = f"Two runs side by side: A ({first}) and B ({second})."
     return Headline(title=title, measured=measured, tiles=tuple(tiles), warnings=tuple(warnings))
 

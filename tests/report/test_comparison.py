@@ -69,6 +69,13 @@ def test_runs_that_agree_say_so_and_name_what_was_configured_differently(runs, t
     assert {row[10] for row in cells(html, "table_working_point")} == {"0.0", ""}
 
 
+def test_runs_go_by_the_name_they_were_called_by(runs, tmp_path):
+    """A point of a study is a link to a run whose own name says nothing."""
+    (tmp_path / "point").symlink_to(runs[0])
+    html = compare_runs(tmp_path / "point", runs[1], tmp_path / "out")[-1].read_text()
+    assert "<h1>point and two</h1>" in html
+
+
 def test_what_is_missing_is_said(runs, tmp_path):
     (runs[1] / "results" / "closure.json").unlink()
     factors = read_json(runs[1] / "results" / "scale_factors.json")
