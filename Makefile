@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/selfcal run configs/demo.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[puma]'
