@@ -137,6 +137,20 @@ def _check(templates: Templates) -> None:
                 expected="sums of weights per bin that are zero or positive",
                 fix="merge pT or discriminant bins in which negative weights prevail",
             )
+    shifted = {
+        "replicas": templates.replicas,
+        "composition_relative_uncertainty": templates.composition_relative_uncertainty,
+        **{f"variations.{name}": values for name, values in templates.variations.items()},
+        **{f"detector.{name}": values for name, values in templates.detector.items()},
+    }
+    for name, values in shifted.items():
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"templates.{name} holds {int((~np.isfinite(values)).sum())} infinite or undefined values",
+                where="fit",
+                expected="finite numbers",
+                fix="run the stages before the fit again; report it if they write the same",
+            )
 
 
 def _normalised(

@@ -173,6 +173,7 @@ def test_quiet_prints_nothing(selfcal, project):
     assert (answer.code, answer.out, answer.err) == (0, "", "")
 
 
+@pytest.mark.fault(12, "a second command on a run in use")
 def test_a_run_in_use_is_refused(selfcal, project):
     script = (
         "import sys, time\nfrom selfcal.run.directory import RunDirectory\n"

@@ -80,6 +80,7 @@ def test_one_thing_wrong_with_the_jets(selfcal, project, rewrite, change, messag
     assert not (project / "runs/small/results").exists()
 
 
+@pytest.mark.fault(6, "missing fields and unknown labels")
 def test_unknown_label_and_missing_field(selfcal, project):
     with h5py.File(project / "files/sim.h5", "a") as file:
         table = file["jets"][:]

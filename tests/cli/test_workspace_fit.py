@@ -96,6 +96,7 @@ def test_measurement_and_output_file(selfcal, workspace):
     assert selfcal("fit", "-w", workspace, "--out", "fit.json").code == 2
 
 
+@pytest.mark.fault(9, "a degenerate workspace on the command line")
 def test_a_degenerate_workspace_exits_with_4_and_names_the_direction(selfcal, workspace):
     spec = json.loads(workspace.read_text())
     spec["channels"][0]["samples"][1]["modifiers"] = []

@@ -27,6 +27,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault(13, "YAML that is refused, with its line")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_its_line(name):
     text, where, problem = REFUSED[name]

@@ -65,6 +65,7 @@ def test_saturated_ratios_give_finite_logarithms():
     assert np.isfinite(log_scores(found, ("b", "c", "light"), "here")).all()
 
 
+@pytest.mark.fault(6, "swapped columns of CMS scores")
 def test_ratios_that_contradict_b_are_refused():
     columns = ratios_of(random_simplex(3, 50))
     columns["B"][7] = columns["B"][7] * 0.5 + 0.4

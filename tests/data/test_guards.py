@@ -74,6 +74,7 @@ WRONG_UNITS: dict[str, tuple[dict[str, float], float, dict[str, str]]] = {
 }
 
 
+@pytest.mark.fault(6, "momenta, lengths and angles in a wrong unit")
 @pytest.mark.parametrize("guard", WRONG_UNITS)
 def test_a_wrong_unit_is_refused_and_the_right_one_mends_it(tmp_path: Path, jets: Jets, guard: str) -> None:
     factors, momentum, units = WRONG_UNITS[guard]
@@ -101,6 +102,7 @@ def test_an_override_is_recorded_with_its_evidence(tmp_path: Path, jets: Jets, g
     assert f"sim: accepted {guard}: {REASON}" in render_report([report])
 
 
+@pytest.mark.fault(6, "duplicated jets")
 def test_duplicates_over_chunks_and_files(tmp_path: Path, jets: Jets) -> None:
     write_jets(tmp_path / "a.h5", jets, labels=True)
     write_jets(tmp_path / "b.h5", jets.select(np.arange(195, 200)), labels=True)
@@ -109,6 +111,7 @@ def test_duplicates_over_chunks_and_files(tmp_path: Path, jets: Jets) -> None:
         validate_dataset(card(files=["a.h5", "b.h5"]), both, tmp_path, SELECTION, Wanted())
 
 
+@pytest.mark.fault(8, "negative weights counted, negative totals refused")
 def test_negative_weights_are_counted_and_cost_effective_size(tmp_path: Path, jets: Jets) -> None:
     weight = np.where(np.arange(len(jets)) % 4 == 0, -1.0, 1.0)
     report = check(tmp_path, replace(jets, weight=weight), weights="event")
@@ -157,6 +160,7 @@ def test_saturated_scores_have_finite_log_ratios(tmp_path: Path, jets: Jets) -> 
     np.testing.assert_allclose(np.exp(read.log_score).sum(axis=1), 1.0, rtol=1e-12)
 
 
+@pytest.mark.fault(6, "columns that are no probabilities")
 def test_scores_that_are_no_probabilities_are_refused(tmp_path: Path, jets: Jets) -> None:
     with_scores(tmp_path / "sim.h5", jets, np.full((200, 4), 0.2))
     with pytest.raises(DataError, match="200 jets do not add up to 1"):
@@ -167,12 +171,14 @@ def test_scores_that_are_no_probabilities_are_refused(tmp_path: Path, jets: Jets
         )
 
 
+@pytest.mark.fault(6, "a renamed field of scores")
 def test_an_unknown_tagger_is_named_with_the_nearest_field(tmp_path: Path, jets: Jets) -> None:
     with_scores(tmp_path / "sim.h5", jets, np.full((200, 4), 0.25))
     with pytest.raises(DataError, match="for Othr_pb perhaps Other_pb"):
         list(read_dataset(card(scores={"tagger": "Othr"}), [tmp_path / "sim.h5"], Wanted(scores=True)))
 
 
+@pytest.mark.fault(6, "datasets that share jets, and folds that would")
 @pytest.mark.parametrize("run", [0, 410470])
 def test_overlaps_of_datasets_count_where_runs_are_known(jets: Jets, run: int) -> None:
     numbered = replace(jets, run=np.full(len(jets), run))

@@ -208,6 +208,7 @@ def test_truncated_file(tmp_path: Path, make_jets: MakeJets, kept: float) -> Non
         read_jets(path, "a")
 
 
+@pytest.mark.fault(4, "a damaged block of HDF5")
 def test_damaged_block_is_found_by_its_checksum(tmp_path: Path, make_jets: MakeJets) -> None:
     path = tmp_path / "a.h5"
     write_jets(path, make_jets(8, jets=300), labels=True)

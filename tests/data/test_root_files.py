@@ -84,6 +84,7 @@ def test_ranges_hold_about_the_jets_asked_for(whole):
         assert table.count_jets("nJet", events_at_a_time=33) == table.count_jets("Jet_pt", 33) == 750
 
 
+@pytest.mark.fault(4, "truncated ROOT files without a digest in the card")
 def test_a_truncated_file_is_refused(whole, tmp_path):
     content = whole.read_bytes()
     path = tmp_path / "cut.root"

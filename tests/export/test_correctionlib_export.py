@@ -157,6 +157,7 @@ def test_bins_of_eta_keep_their_numbers(eta_results, load) -> None:
             assert up == pytest.approx(row["value"] + row["total"], rel=1e-12)
 
 
+@pytest.mark.fault(7, "unmeasured bins in correctionlib")
 def test_unmeasured_bins_are_errors_and_not_numbers(loaded, content) -> None:
     hidden = [row for row in content["rows"] if row["value"] is None]
     assert hidden

@@ -76,6 +76,7 @@ def test_bins_without_uncertainty_are_not_varied() -> None:
     assert round_trip_error(nothing, np.zeros((2, 2))).covariance == 0
 
 
+@pytest.mark.fault(9, "matrices that are no covariance")
 @pytest.mark.parametrize(
     "matrix",
     [

@@ -114,6 +114,7 @@ def test_numerical_hessian_gives_the_same_uncertainties(one_flavour) -> None:
     np.testing.assert_allclose(np.sqrt(np.diag(inverse)), result.uncertainty, rtol=1e-5)
 
 
+@pytest.mark.fault(9, "a degenerate model")
 def test_a_free_yield_beside_a_free_shape_is_refused_and_named(one_flavour) -> None:
     with pytest.raises(FitError, match="not determined") as caught:
         measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",), fix_reference_yield=False))
@@ -148,6 +149,7 @@ def test_a_parameter_that_changes_nothing_is_named() -> None:
         require_identifiable(verdict)
 
 
+@pytest.mark.fault(9, "a fit that cannot converge")
 def test_a_fit_that_cannot_converge_is_an_error_and_not_a_number(workspaces) -> None:
     spec = workspaces.small([workspaces.MODIFIERS["normsys"]])
     spec["channels"][0]["samples"][1]["data"][2] = 0.0

@@ -129,6 +129,7 @@ def test_poisson_and_normal_constraints_have_their_closed_form_errors(workspaces
     assert result.uncertainty[0] == pytest.approx(np.sqrt(60 + tau) / (50 + tau), rel=1e-6)
 
 
+@pytest.mark.fault(9, "a parameter at its bound")
 def test_a_parameter_at_its_bound_is_reported_and_held(workspaces) -> None:
     free = {"name": "mu", "type": "normfactor", "data": None}
     rest = {"name": "rest", "type": "staterror", "data": [1.0, 1.0]}

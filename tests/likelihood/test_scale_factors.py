@@ -110,6 +110,7 @@ def test_a_flavour_without_simulation_or_data_is_unmeasured_never_a_number(rando
     assert len(hidden) >= 9 + 2
 
 
+@pytest.mark.fault(7, "a flavour without its region")
 def test_a_flavour_without_its_region_is_extrapolated_with_a_larger_uncertainty(random_world) -> None:
     templates = random_world.templates
     names = ("data", "nominal", "nominal_variance", "calibrated", "calibrated_variance", "composition")

@@ -118,6 +118,7 @@ def test_equal_laws_are_at_the_floor_and_shifted_ones_above(penalty: Penalty) ->
     assert shifted - null.mean() < 5 * penalty.scale(normal(300, 11, 0.7))
 
 
+@pytest.mark.fault(8, "every penalty: negative weights subtract or are refused")
 def test_signed_weights_subtract_or_are_refused(penalty: Penalty) -> None:
     """Jets minus contamination: in the mean over draws the value of the jets alone."""
     contaminated, clean, dirty = [], [], []
@@ -142,6 +143,7 @@ def test_signed_weights_subtract_or_are_refused(penalty: Penalty) -> None:
     assert abs(effect) > 3.5 * error
 
 
+@pytest.mark.fault(8, "every penalty: weights without a positive total")
 @pytest.mark.parametrize("weight", [[1.0, -1.0], [0.0, 0.0], [1.0]])
 def test_refuses_samples_that_mean_nothing(penalty: Penalty, weight: list[float]) -> None:
     small = PenaltySample(

@@ -48,6 +48,7 @@ with directory.lock():
 """
 
 
+@pytest.mark.fault(1, "kill -9 inside each stage of a run: finished stages are kept")
 @pytest.mark.parametrize(("killed_in", "left"), [("a", ["a", "b", "c"]), ("b", ["b", "c"]), ("c", ["c"])])
 def test_finished_stages_are_kept(tmp_path, killed_in, left):
     command = [sys.executable, "-c", WORKER, str(tmp_path / "run")]

@@ -71,6 +71,7 @@ def run(study, folder, execute):
     return run_study(study, folder / "out", store, planned, execute, lambda text: None), store
 
 
+@pytest.mark.fault(11, "a Dask worker killed in a study")
 @pytest.mark.long
 def test_a_study_whose_worker_is_killed_ends_with_the_same_numbers(study_of, cluster, tmp_path):
     address, workers = cluster

@@ -57,6 +57,7 @@ def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
+@pytest.mark.fault(4, "one bit of a tagger's weights")
 def test_one_flipped_bit_in_the_weights_is_refused(saved):
     _, _, folder = saved
     weights = bytearray((folder / "model.safetensors").read_bytes())

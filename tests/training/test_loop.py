@@ -53,6 +53,7 @@ def test_progress_counts_every_step_once(setup):
     assert steps == list(range(1, 3 * 7 + 1))
 
 
+@pytest.mark.fault(11, "a training loss that becomes NaN")
 def test_a_loss_that_is_not_finite_stops_the_training(setup, tmp_path):
     training = setup()
     training.train.jet[17, 0] = 1e38
