@@ -112,11 +112,13 @@ class EfficiencyRatios:
 def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) -> EfficiencyRatios:
     """All scale factors of a fit; rows as :func:`make_rows` lists them."""
     rows = make_rows(templates, layout)
+    # A flavour without simulated jets in its region has no row: its 0/0 would reach the derivatives of others.
+    named = {(row.flavour, row.kinematic_bin) for row in rows if row.status != "unmeasured"}
     keys = [
         (f, p)
-        for f in range(len(layout.flavours))
+        for f, flavour in enumerate(layout.flavours)
         for p in range(layout.binning.n_kinematic)
-        if layout.status(f, p) != "unmeasured"
+        if (flavour, p) in named
     ]
     slot = {(layout.flavours[f], p): i for i, (f, p) in enumerate(keys)}
     measured = [i for i, row in enumerate(rows) if row.status != "unmeasured"]
