@@ -112,7 +112,7 @@ class EfficiencyRatios:
 def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) -> EfficiencyRatios:
     """All scale factors of a fit; rows as :func:`make_rows` lists them."""
     rows = make_rows(templates, layout)
-    # A flavour without simulated jets in its region has no row: its 0/0 would reach the derivatives of others.
+    # A flavour without simulated jets in its region has no row: its 0/0 would reach others by derivatives.
     named = {(row.flavour, row.kinematic_bin) for row in rows if row.status != "unmeasured"}
     keys = [
         (f, p)
