@@ -74,7 +74,7 @@ def headline(
             "working points and in pseudo-continuous bins of the discriminant."
         ),
         tiles=tuple(tiles),
-        warnings=tuple(_warnings(scale_factors)),
+        warnings=(*_warnings(scale_factors), *_closure_warnings(closure)),
         key_table=key_table(scale_factors),
         omitted=tuple(omitted),
     )
@@ -148,6 +148,16 @@ def _warnings(scale_factors: ScaleFactors) -> list[str]:
         if rows:
             sentences.append(f"{len(rows)} scale factors are {meaning} ({_where(rows)}).")
     return sentences
+
+
+def _closure_warnings(closure: Closure | None) -> list[str]:
+    """One sentence if the calibration's own uncertainty does not explain every row of the closure."""
+    if closure is None or not closure.failures:
+        return []
+    worst = max(closure.failures, key=lambda row: abs(row.pull))
+    place = f"{worst.flavour} jets of {worst.region} at the {percent(worst.working_point)} working point"
+    rows = f"{len(closure.failures)} of {len(closure.rows)} rows"
+    return [f"The closure fails in {rows}, most in {place} ({worst.pull:+.1f} σ)."]
 
 
 def _where(rows: Sequence[ScaleFactorRow]) -> str:

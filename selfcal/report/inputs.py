@@ -19,6 +19,12 @@ AGAINST_TRUTH = "results/scale_factors_against_truth.json"
 TWO_ROADS = "results/two_roads.json"
 CLOSURE = "results/closure.json"
 FIT = "results/fit.json"
+IMPACTS = "results/impacts.json"
+SCANS = "results/scans.json"
+TWO_JETS = "results/two_jets.json"
+IDENTIFIABILITY = "results/identifiability.json"
+SUPPORT = "results/support.json"
+COVERAGE = "results/coverage.json"
 COMPOSITION = "results/composition.json"
 TAGGER_METRICS = "results/tagger_metrics.json"
 DISCRIMINANTS = "results/discriminants.safetensors"
@@ -36,6 +42,12 @@ WRITTEN_BY: dict[str, str] = {
     TWO_ROADS: "'selfcal fit' writes",
     CLOSURE: "a run writes where the truth is known",
     FIT: "'selfcal fit' writes",
+    IMPACTS: "'selfcal fit' writes",
+    SCANS: "'selfcal fit' writes where fit.scanned_working_points names any",
+    TWO_JETS: "'selfcal fit' writes where fit.two_jet_region is set",
+    IDENTIFIABILITY: "'selfcal calibrate' writes",
+    SUPPORT: "'selfcal calibrate' writes",
+    COVERAGE: "'selfcal study run coverage' writes",
     COMPOSITION: "'selfcal fit' writes",
     TAGGER_METRICS: "'selfcal train' writes",
     DISCRIMINANTS: "'selfcal fit' writes unless the run is blinded",
@@ -151,9 +163,18 @@ class ClosureRow(Content):
     map_uncertainty: float | None = None
 
 
+class ClosureFailure(Content):
+    region: str
+    flavour: str
+    working_point: float
+    ratio_calibrated: float
+    pull: float
+
+
 class Closure(Content):
     rows: list[ClosureRow]
     summary: dict[str, Any] = {}
+    failures: list[ClosureFailure] = []
 
 
 class DetectorParameter(Content):
@@ -202,6 +223,105 @@ class Fit(Content):
     goodness_of_fit: GoodnessOfFit | None = None
     certificate: dict[str, Any] = {}
     identifiability: dict[str, Any] = {}
+    variations: dict[str, Any] = {}
+
+
+class Refit(Content):
+    up: float
+    down: float
+
+
+class Impact(Content):
+    parameter: str
+    group: str
+    impact: float
+    pull: float
+    constraint: float
+    refit: Refit | None = None
+
+
+class ImpactsOfRow(Content):
+    row: int
+    total: float
+    impacts: list[Impact]
+
+
+class ImpactTable(Content):
+    scale_factors: list[ImpactsOfRow]
+
+
+class ProfileScan(Content):
+    """Twice the rise of −ln L of one scale factor, or the reason why there is none."""
+
+    row: int
+    points: list[float] = []
+    rise: list[float] = []
+    best: float | None = None
+    sigma: float | None = None
+    interval: tuple[float | None, float | None] = (None, None)
+    error: str | None = None
+
+
+class Scans(Content):
+    scans: list[ProfileScan]
+
+
+class PairRow(Content):
+    flavour: str
+    working_point: float
+    pt_gev: tuple[float, float]
+    abs_eta: tuple[float, float]
+    value: float
+    total: float
+
+
+class TwoJets(Content):
+    blinded: bool = False
+    pairs: float
+    goodness_of_fit: GoodnessOfFit
+    rows: list[PairRow]
+    single_jets: list[PairRow]
+
+
+class Direction(Content):
+    names: list[str]
+    eigenvalue: float | None = None
+    posterior_over_prior_width: float | None = None
+
+
+class MapIdentifiability(Content):
+    condition_number: float
+    undetermined_flavours: list[str] = []
+    null_directions: list[Direction] = []
+    prior_dominated_directions: list[Direction] = []
+
+
+class SupportRow(Content):
+    region: str
+    control: bool
+    flavour: str
+    jets: int
+    beyond: int
+
+
+class Support(Content):
+    expected_share: float
+    rows: list[SupportRow]
+
+
+class CoverageRow(Content):
+    row: int
+    judged: bool
+    pull_mean: float
+    pull_width: float
+    coverage_68: float
+    coverage_95: float
+    exceeded: list[str] = []
+
+
+class Coverage(Content):
+    rows: list[CoverageRow]
+    summary: dict[str, Any] = {}
 
 
 class CompositionRow(Content):

@@ -9,7 +9,7 @@ from typing import TypeVar
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from selfcal.errors import DataError
-from selfcal.report import sections
+from selfcal.report import fit_sections, sections
 from selfcal.report.headline import headline
 from selfcal.report.html import PageFigure, render
 from selfcal.report.inputs import (
@@ -80,6 +80,9 @@ def build_report(run_path: Path) -> list[Path]:
             sections.discriminant_section(files, draw),
             sections.composition_section(files, draw),
             sections.pull_section(files, scale_factors, draw),
+            fit_sections.uncertainty_section(files, scale_factors, draw),
+            fit_sections.two_jets_section(files, scale_factors),
+            fit_sections.limits_section(files),
             sections.correlation_section(files, scale_factors, draw),
             sections.tagger_section(files, scale_factors.tagger, draw),
             sections.provenance_section(files),

@@ -58,6 +58,12 @@ def write_synthetic_run(
     write_json(results / "closure.json", _closure(random, [*regions.values(), HELD_OUT]))
     write_json(results / "fit.json", _fit(random, hostile))
     write_json(results / "two_roads.json", _two_roads(read_json(results / "scale_factors.json")))
+    write_json(results / "impacts.json", _impacts(random, scale_factors["rows"], hostile))
+    write_json(results / "scans.json", _scans(scale_factors["rows"]))
+    write_json(results / "two_jets.json", _two_jets(scale_factors["rows"]))
+    write_json(results / "identifiability.json", _identifiability())
+    write_json(results / "support.json", _support([*regions.values(), HELD_OUT]))
+    write_json(results / "coverage.json", _coverage(scale_factors["rows"]))
     write_json(results / "composition.json", _composition(random, regions))
     write_json(
         results / "tagger_metrics.json",
@@ -135,6 +141,103 @@ def _two_roads(factors: dict[str, Any]) -> dict[str, Any]:
         if row["value"] is not None
     ]
     return {"chi2": 12.5, "ndf": 10, "p_value": 0.2526, "rows": rows}
+
+
+def _impacts(random: np.random.Generator, rows: list[dict[str, Any]], hostile: str | None) -> dict[str, Any]:
+    table = []
+    for index, row in enumerate(rows):
+        if row["value"] is None:
+            continue
+        sizes = row["total"] * np.array([0.6, -0.4, 0.3, 0.2])
+        impacts = [
+            {
+                "parameter": hostile if hostile and place == 0 else f"map_mode_{place}",
+                "group": "map",
+                "impact": float(size),
+                "contribution": float(size),
+                "pull": float(random.normal()),
+                "constraint": 0.9,
+                "refit": {"up": 1.1 * float(size), "down": -0.9 * float(size)} if place == 0 else None,
+            }
+            for place, size in enumerate(sizes)
+        ]
+        table.append({"row": index, "total": row["total"], "impacts": impacts})
+    return {"schema_version": 1, "scale_factors": table, "refits": {"failed": []}}
+
+
+def _scans(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of 70 %: rises of an estimate that is Gaussian in its logarithm; the first b bin has no scan."""
+    scans: list[dict[str, Any]] = []
+    for index, row in enumerate(rows):
+        if row["working_point"] != 0.7 or row["value"] is None:
+            continue
+        if not scans:
+            scans.append({"row": index, "error": "no constrained minimum was found"})
+            continue
+        relative = 0.9 * row["total"] / row["value"]
+        points = row["value"] * (1 + relative * np.array([-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3]))
+        points = points[points > 0]
+        scans.append(
+            {
+                "row": index,
+                "points": points.tolist(),
+                "rise": ((np.log(points / row["value"]) / relative) ** 2).tolist(),
+                "best": row["value"],
+                "sigma": row["value"] * relative,
+                "interval": [row["value"] * np.exp(-relative), row["value"] * np.exp(relative)],
+            }
+        )
+    return {"schema_version": 1, "scans": scans}
+
+
+def _two_jets(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    kept = [row for row in rows if row["flavour"] == "b" and row["kind"] == "working_point"]
+    parts = ("flavour", "working_point", "pt_gev", "abs_eta", "value", "total")
+    of_pairs = [{key: row[key] for key in parts} for row in kept]
+    of_jets = [{**row, "total": 2 * row["total"]} for row in of_pairs]
+    return {
+        "schema_version": 1,
+        "blinded": False,
+        "pairs": 1234.0,
+        "goodness_of_fit": {"statistic": 20.5, "ndf": 18},
+        "rows": of_pairs,
+        "single_jets": of_jets,
+    }
+
+
+def _identifiability() -> dict[str, Any]:
+    return {
+        "condition_number": 3.5,
+        "undetermined_flavours": ["tau"],
+        "null_directions": [{"names": ["shift tau/0", "fraction z_tautau/tau"], "eigenvalue": 1e-12}],
+        "prior_dominated_directions": [{"names": ["shift c/1"], "posterior_over_prior_width": 0.91}],
+        "parameters": [],
+    }
+
+
+def _support(regions: list[str]) -> dict[str, Any]:
+    rows = [
+        {"region": region, "control": region != HELD_OUT, "flavour": "b", "jets": 4000, "beyond": beyond}
+        for region, beyond in zip(regions, (4, 6, 5, 3, 40), strict=False)
+    ]
+    return {"expected_share": 0.001, "rows": rows}
+
+
+def _coverage(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    table = [
+        {
+            "row": index,
+            "judged": index % 5 > 0,
+            "pull_mean": 0.2 if index == 1 else 0.01,
+            "pull_width": 1.0,
+            "coverage_68": 0.68,
+            "coverage_95": 0.95,
+            "exceeded": ["pull_mean"] if index == 1 else [],
+        }
+        for index, row in enumerate(rows)
+        if row["value"] is not None
+    ]
+    return {"schema_version": 1, "rows": table, "summary": {"toys": 1000, "passed": False, "flagged": [1]}}
 
 
 def _scale_factors(random: np.random.Generator, tagger: str, small: bool) -> dict[str, Any]:
@@ -249,7 +352,12 @@ def _closure(random: np.random.Generator, regions: list[str]) -> dict[str, Any]:
                         "map_uncertainty": 0.5 * error,
                     }
                 )
-    return {"rows": rows, "summary": {"held_out": {"within_two_sigma": 11, "rows": 12}}}
+    failed = {key: rows[-1][key] for key in ("region", "flavour", "working_point", "ratio_calibrated")}
+    return {
+        "rows": rows,
+        "summary": {"held_out": {"within_two_sigma": 11, "rows": 12}},
+        "failures": [{**failed, "pull": -3.4}],
+    }
 
 
 def _fit(random: np.random.Generator, hostile: str | None) -> dict[str, Any]:
@@ -268,6 +376,11 @@ def _fit(random: np.random.Generator, hostile: str | None) -> dict[str, Any]:
             "smallest_eigenvalue": 3.1e-4,
             "null_directions": [],
             "prior_dominated": ["mu_tau"],
+        },
+        "variations": {
+            "smoothing_degree": 1,
+            "prune_below": 0.001,
+            "pruned": {"map_mode_3": {"channels": 2}},
         },
     }
 

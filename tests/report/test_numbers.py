@@ -7,12 +7,25 @@ import pytest
 from matplotlib.figure import Figure
 
 from selfcal.errors import DataError
+from selfcal.report.figures.breakdown import variance_shares
 from selfcal.report.figures.closure import significance
 from selfcal.report.figures.correlation import correlation
 from selfcal.report.figures.discriminants import chi_square, region_histograms
+from selfcal.report.figures.impacts import impact_figures
 from selfcal.report.figures.performance import training_figure
 from selfcal.report.figures.scale_factors import continuous_bin_labels
-from selfcal.report.inputs import ClosureRow, ScaleFactors, TaggerMetrics, covariance_of_rows
+from selfcal.report.figures.scans import rise_curve
+from selfcal.report.inputs import (
+    IMPACTS,
+    SCALE_FACTORS,
+    ClosureRow,
+    ImpactTable,
+    ProfileScan,
+    RunFiles,
+    ScaleFactors,
+    TaggerMetrics,
+    covariance_of_rows,
+)
 from selfcal.report.sections import slug
 from selfcal.report.style import plain_text, report_style
 from selfcal.report.svg import inline_svg
@@ -154,3 +167,46 @@ def test_inline_svg_escapes_prefixes_and_takes_the_colours_of_the_page():
     assert 'id="figure_1"' not in svg
     assert 'id="name-figure_1"' in svg
     assert "url(#name-" in svg
+
+
+def test_variance_shares_add_up_and_leave_out_what_is_nothing(report):
+    rows = RunFiles(report.path).read(SCALE_FACTORS, ScaleFactors).rows
+    known = [row.model_copy(update={"syst": {**row.syst, "nothing": 1e-6}}) for row in rows if row.value]
+    shares = variance_shares(known)
+    assert set(shares) == {"statistics", "map", "composition", "mc_statistics"}
+    assert sum(shares.values()) == pytest.approx(np.ones(len(known)))
+
+
+def test_a_scan_that_is_a_parabola_stays_one_between_its_points():
+    points = np.array([-3.0, -2, -1, -0.5, 0, 0.5, 1, 2, 3])
+    scan = ProfileScan(
+        row=0, points=(1 + 0.2 * points).tolist(), rise=(points**2).tolist(), best=1.0, sigma=0.2
+    )
+    fine, rise = rise_curve(scan)
+    assert rise == pytest.approx(((fine - 1) / 0.2) ** 2, abs=1e-9)
+
+
+def test_impacts_are_shown_for_the_measured_scale_factor_with_most_jets_near_77_percent(report):
+    files = RunFiles(report.path)
+    factors, table = files.read(SCALE_FACTORS, ScaleFactors), files.read(IMPACTS, ImpactTable)
+    with report_style():
+        figures = impact_figures(table, factors)
+    assert [figure.name for figure in figures] == [f"impacts_{name}" for name in factors.flavours]
+    chosen = [
+        row for row in factors.rows if (row.flavour, row.working_point, row.status) == ("b", 0.77, "measured")
+    ]
+    best = max(chosen, key=lambda row: row.expected_passing or 0.0)
+    assert f"pT {best.pt_gev[0]:g}–{best.pt_gev[1]:g} GeV" in figures[0].caption
+    bars = [bar.get_width() for bar in figures[0].figure.axes[1].patches]
+    assert bars[0] == pytest.approx(1.1 * 0.6 * (best.total or 0.0))
+    assert bars[1] == pytest.approx(-0.4 * (best.total or 0.0))
+
+
+def test_impacts_on_a_row_that_does_not_exist_are_refused(report):
+    files = RunFiles(report.path)
+    factors, table = files.read(SCALE_FACTORS, ScaleFactors), files.read(IMPACTS, ImpactTable)
+    stray = table.model_copy(
+        update={"scale_factors": [table.scale_factors[0].model_copy(update={"row": 999})]}
+    )
+    with pytest.raises(DataError, match="do not exist"):
+        impact_figures(stray, factors)

@@ -86,7 +86,8 @@ def test_every_figure_stands_in_the_page_and_on_disk(report):
         *(f"scale_factors_{flavour}" for flavour in flavours),
         *(f"scale_factors_continuous_{flavour}" for flavour in flavours),
         *(f"discriminant_{n}_{r}" for n, r in enumerate(("dijet", "ttbar_emu", "w_charm", "z_tautau"))),
-        "closure", "composition", "correlation", "pulls_nuisances", "pulls_truth",
+        "closure", "composition", "correlation", "pulls_nuisances", "pulls_truth", "breakdown", "scan_70",
+        *(f"impacts_{flavour}" for flavour in flavours),
         "roc", "roc_before_after", "training",
     }  # fmt: skip
     page = Page(report.html)
@@ -185,7 +186,8 @@ def test_unmeasured_and_extrapolated_rows_are_said_loudly(report):
     alarms = re.findall(
         r'<p class="warning" role="alert"><strong>Attention:</strong> ([^<]+)</p>', report.html
     )
-    assert len(alarms) == 2
+    assert len(alarms) == 3
+    assert "closure fails in 1 of 60 rows, most in light jets of ttbar_ljets" in alarms[2]
     assert alarms[0].startswith("18 scale factors are extrapolated")
     assert alarms[1].startswith("9 scale factors are unmeasured")
     assert "tau: 70–250 GeV" in alarms[1]
@@ -207,11 +209,63 @@ def test_the_map_and_the_fit_stand_side_by_side(report):
     assert "χ² 12.5 / 10, p = 0.253" in report.html
 
 
+def test_two_jets_stand_beside_single_jets_and_the_fit_of_all_regions(report):
+    factors = json.loads((report.path / "results/scale_factors.json").read_text())["rows"]
+    lines = rows_of(Page(report.html), "table_two_jets")
+    wanted = [row for row in factors if row["flavour"] == "b" and row["kind"] == "working_point"]
+    assert len(lines) == len(wanted)
+    for cells, row in zip(lines, wanted, strict=True):
+        assert [float(cell[1]) for cell in cells[4:]] == [
+            row["value"], row["total"], row["value"], 2 * row["total"], row["value"], row["total"],
+        ]  # fmt: skip
+    assert "from 1234 pairs of jets" in report.html
+
+
+def test_what_the_regions_leave_open_is_named(report):
+    page = Page(report.html)
+    lines = rows_of(page, "table_identifiability_map")
+    assert [line[0][0] for line in lines] == [
+        "null: no data determine it",
+        "prior-dominated",
+        "undetermined flavour",
+    ]
+    assert lines[0][1][0] == "shift tau/0, fraction z_tautau/tau"
+    assert float(lines[1][3][1]) == 0.91
+    support = {line[0][0]: line for line in rows_of(page, "table_support")}
+    assert support["ttbar_ljets"][1][0] == "held out"
+    assert re.findall(r'class="number sigma3" data-value="(\d+)"', report.html).count("40") == 1
+    assert float(support["dijet"][6][1]) == pytest.approx(0.1)
+    (failure,) = rows_of(page, "table_failures")
+    assert (failure[0][0], failure[1][0], float(failure[4][1])) == ("ttbar_ljets", "light", -3.4)
+
+
+def test_scans_give_asymmetric_intervals_and_say_what_failed(report):
+    lines = rows_of(Page(report.html), "table_scans")
+    assert lines[0][9][0] == "no constrained minimum was found"
+    assert [cell[0] for cell in lines[0][5:9]] == ["–"] * 4
+    for line in lines[1:]:
+        below, above = float(line[6][1]), float(line[7][1])
+        assert 0 < below < above
+
+
+def test_coverage_and_treated_variations_are_in_the_page(report):
+    lines = rows_of(Page(report.html), "table_coverage")
+    assert [line[0][0] for line in lines if line[10][0] == "pull_mean"] == ["1"]
+    assert "variations" in report.html
+    assert "pruned.map_mode_3.channels" in report.html
+
+
 @pytest.mark.parametrize(
     ("missing", "gone"),
     [
         ("results/closure.json", "closure.png"),
         ("results/fit.json", "pulls_nuisances.png"),
+        ("results/impacts.json", "impacts_b.png"),
+        ("results/scans.json", "scan_70.png"),
+        ("results/two_jets.json", "two_jets.png"),
+        ("results/identifiability.json", "identifiability.png"),
+        ("results/support.json", "support.png"),
+        ("results/coverage.json", "coverage.png"),
         ("results/scale_factors_against_truth.json", "pulls_truth.png"),
         ("results/composition.json", "composition.png"),
         ("results/discriminants.safetensors", "discriminant_0_dijet.png"),
@@ -240,6 +294,7 @@ def test_bare_report_still_holds_the_scale_factors(all_missing):
     assert names == [
         "scale_factors_b.png",
         "scale_factors_continuous_b.png",
+        "breakdown.png",
         "correlation.png",
         "report.html",
     ]

@@ -48,7 +48,7 @@ def nuisance_figure(fit: Fit) -> ReportFigure:
         part = shown[column * per_column : (column + 1) * per_column]
         left = label_room + column * (label_room + width)
         axes = figure.add_axes((left, 0.75 / height, width, 1 - 1.2 / height))
-        _sigma_bands(axes, vertical=True)
+        sigma_bands(axes, vertical=True)
         places = np.arange(len(part))[::-1]
         axes.errorbar(
             [pull.value for pull in part], places, xerr=[pull.uncertainty for pull in part], fmt="o",
@@ -92,7 +92,7 @@ def truth_pull_figure(against_truth: AgainstTruth, scale_factors: ScaleFactors) 
         1, 2, width_ratios=(2.4, 1), wspace=0.12, left=0.065, right=0.985, top=0.9, bottom=0.14
     )
     axes, histogram = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    _sigma_bands(axes, vertical=False)
+    sigma_bands(axes, vertical=False)
     start = 0
     for flavour in dict.fromkeys(scale_factors.rows[pull.row].flavour for pull in pulls):
         values = [pull.pull for pull in pulls if scale_factors.rows[pull.row].flavour == flavour]
@@ -153,7 +153,8 @@ def _pull_histogram(axes: Axes, pulls: Sequence[float], against_truth: AgainstTr
     axes.legend(loc="upper right")
 
 
-def _sigma_bands(axes: Axes, *, vertical: bool) -> None:
+def sigma_bands(axes: Axes, *, vertical: bool) -> None:
+    """One and two standard deviations around zero, along x if ``vertical``."""
     span = axes.axvspan if vertical else axes.axhspan
     line = axes.axvline if vertical else axes.axhline
     span(-2, 2, color=WARNING_COLOUR, alpha=0.12, linewidth=0)
