@@ -17,6 +17,11 @@ with the mean width w = ⟨2σ⟩ of the 68 % interval and the coverage c of N t
     score = −ln[(w + 10⁻³) f(c)],   f = 1 within 2σ_c of 0.6827, 1 + d⁴ below, 1 + d³ above,
 
 d being how far c is outside, in σ_c.
+
+The verdict accounts for looking at many rows: a right uncertainty is outside of each limit with a known
+probability (binomial for coverages, Gaussian for the mean and χ² for the width of pulls). Their sum over the
+judged rows is the number expected by chance; more flagged rows than a Poisson number of that mean exceeds in
+one study of a hundred are a failure. Rows that count the same bins are one row.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.stats import binom, chi2, norm, poisson
 from torch import Tensor
 
 from selfcal.likelihood.efficiencies import EfficiencyRatios
@@ -38,6 +44,8 @@ QUANTILE_95 = 1.959964
 JETS_MIN = 25
 """Rows with fewer expected jets inside or outside of their bins are not judged: their errors are far from
 Gaussian."""
+CHANCE = 0.01
+"""Part of the studies of right uncertainties that may fail."""
 ODDS_MIN = 1e-9
 """Smallest part of the jets on one side of a threshold that enters the odds."""
 
@@ -71,6 +79,18 @@ class Limits:
             stretched(self.pull_width, 1.0),
             self.failed_share,
         )
+
+    def chance(self, number: int) -> float:
+        """Probability that a row of ``number`` toys is flagged though its uncertainty is right, at most."""
+
+        def covers(low_high: tuple[float, float], nominal: float) -> float:
+            low, high = np.ceil(low_high[0] * number), np.floor(low_high[1] * number)
+            return float(binom.cdf(low - 1, number, nominal) + binom.sf(high, number, nominal))
+
+        narrow, wide = ((number - 1) * edge**2 for edge in self.pull_width)
+        width = chi2.cdf(max(narrow, 0.0), number - 1) + chi2.sf(wide, number - 1)
+        mean = 2 * norm.sf(self.pull_mean * number**0.5)
+        return covers(self.coverage_68, ONE_SIGMA) + covers(self.coverage_95, TWO_SIGMA) + float(width + mean)
 
 
 @dataclass(frozen=True)
@@ -127,24 +147,28 @@ def coverage_table(
 ) -> dict[str, Any]:
     """Pulls, coverage and score of every scale factor in toys of ``theta``, and every limit that is exceeded.
 
-    Rows with fewer than ``JETS_MIN`` expected jets inside or outside of their bins are listed, not judged.
+    Rows with fewer than ``JETS_MIN`` expected jets inside or outside of their bins are listed, not judged;
+    nor are those that count the same bins as a row before them (``same_as``).
     """
     fewer = ratios.expected_fewer(theta).numpy()
     number = len(toys.estimate)
     limits = Limits().for_toys(number)
     distance = np.abs(toys.estimate - toys.truth) / toys.sigma
     pull = odds_pulls(toys.estimate, toys.truth, toys.sigma, ratios.pairs(theta)[1].numpy())
-    rows = []
+    rows: list[dict[str, Any]] = []
+    first: dict[tuple[Any, ...], int] = {}
     for s, index in enumerate(ratios.measured):
         row, covered = ratios.rows[index], float((distance[:, s] < 1).mean())
         width = float(2 * toys.sigma[:, s].mean())
+        same = first.setdefault((row.flavour, row.kinematic_bin, row.passing), int(index))
         entry = {
             "row": int(index),
             "flavour": row.flavour,
             "kind": row.kind,
             "working_point": row.working_point,
             "bin": row.bin,
-            "judged": bool(fewer[s] >= JETS_MIN and row.status == "measured"),
+            "same_as": same if same != index else None,
+            "judged": bool(fewer[s] >= JETS_MIN and row.status == "measured" and same == index),
             "pull_mean": float(pull[:, s].mean()),
             "pull_width": float(pull[:, s].std(ddof=1)),
             "coverage_68": covered,
@@ -158,7 +182,14 @@ def coverage_table(
     flagged = [row["row"] for row in judged if row["exceeded"]]
     share = toys.failed / max(number + toys.failed, 1)
     low, high = limits.average_68
-    passed = average is not None and low <= average <= high and not flagged and share <= limits.failed_share
+    by_chance = len(judged) * limits.chance(number)
+    allowed = int(poisson.isf(CHANCE, by_chance)) if judged else 0
+    passed = (
+        average is not None
+        and low <= average <= high
+        and len(flagged) <= allowed
+        and share <= limits.failed_share
+    )
     return {
         "schema_version": 1,
         "limits": asdict(limits),
@@ -171,6 +202,8 @@ def coverage_table(
             "average_score": float(np.mean([row["score"] for row in judged])) if judged else None,
             "flagged": flagged,
             "flagged_count": len(flagged),
+            "expected_by_chance": by_chance,
+            "allowed_by_chance": allowed,
             "passed": passed,
         },
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from selfcal.likelihood.histfactory import HistFactory
@@ -168,6 +168,25 @@ class Differentiator:
                 rest = [f for i, f in enumerate(factors) if i not in (column, second)]
                 add(target, terms.factor[:, second], _product(rest, weight * base * scaling))
         return result.reshape(n_toys, n + 1, n + 1)[:, :-1, :-1]
+
+
+def rate_jacobian(
+    model: HistFactory, theta: Float[Tensor, " D"], cells: Int64[Tensor, " C"]
+) -> Float[Tensor, "C D"]:
+    """∂r/∂θ of the rates of some cells at one point."""
+    terms, at, place = model.terms, theta[None], model.terms.place[cells]
+    base, scaling, factors = _pieces(model, at)
+    product = _product(factors, scaling)
+    table = theta.new_zeros(len(place), len(theta) + 1)
+    for column, others in enumerate(_others(factors, base * scaling)):
+        table.scatter_add_(1, terms.factor[place, column][:, None], others[0, place, None])
+    if len(terms.shift_parameter):
+        slope, _ = _shift_derivatives(model, at)
+        table[:, terms.shift_parameter] += product[0, place, None] * slope[0, place]
+    if len(terms.scale_parameter):
+        slope, _ = _relative_slopes(model, at)
+        table[:, terms.scale_parameter] += (base * product)[0, place, None] * slope[0, place]
+    return table[:, :-1]
 
 
 def constraint_derivatives(

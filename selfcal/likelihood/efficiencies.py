@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfcal.likelihood.derivatives import rate_jacobian
 from selfcal.likelihood.histfactory import Cell, HistFactory
 from selfcal.likelihood.layout import Layout, Status, sample_name
 from selfcal.likelihood.templates import Binning, Templates
@@ -93,10 +94,28 @@ class EfficiencyRatios:
         return data / nominal
 
     def jacobians(self, theta: Float[Tensor, " D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, "S NK"]]:
-        """Derivatives of the scale factors by θ and by η, at η = 0."""
-        eta = torch.zeros(self.eta_size, dtype=torch.float64)
-        by_theta, by_eta = torch.func.jacrev(self.values, argnums=(0, 1))(theta, eta)
-        return by_theta, by_eta
+        """Derivatives of the scale factors by θ and by η, at η = 0.
+
+        With c_k = 1 where the row counts bin k, dε = Σ_k (c_k − ε) dr_k / Σ r of rates or contents r.
+        """
+        rates = self.model.rates(theta)[self.cells]
+        nominal = self.efficiency * torch.exp(self.shared * theta[self.parameter])
+        n_shapes, n_bins = self.cells.shape
+        of_rates = rate_jacobian(self.model, theta, self.cells.flatten()).reshape(n_shapes, n_bins, -1)
+        own = self.shape_of_row
+        total, shares = rates.sum(1, keepdim=True), nominal / nominal.sum(1, keepdim=True)
+        data = (self.passing * (rates / total)[own]).sum(1, keepdim=True)
+        before = (self.passing * shares[own]).sum(1, keepdim=True)
+        by_rate = (self.passing - data) / total[own] / before
+        by_log_nominal = -data / before**2 * (self.passing - before) * shares[own]
+        by_theta = theta.new_zeros(len(own), len(theta))
+        by_eta = theta.new_zeros(len(own), n_shapes, n_bins)
+        for n in range(n_shapes):
+            rows = torch.nonzero(own == n)[:, 0]
+            of_nominal = by_log_nominal[rows] * self.shared[n]
+            by_theta[rows] = (by_rate[rows] @ of_rates[n]).index_add(1, self.parameter[n], of_nominal)
+            by_eta[rows, n] = by_log_nominal[rows] * self.independent[n]
+        return by_theta, by_eta.flatten(1)
 
     def expected_passing(self, theta: Float[Tensor, " D"]) -> Float[Tensor, " S"]:
         """Jets of the row's flavour that the fit expects in its bins."""

@@ -175,7 +175,10 @@ def coverage_table(coverage: Coverage, scale_factors: ScaleFactors) -> Table:
             number(one.pull_width),
             number(one.coverage_68),
             number(one.coverage_95),
-            Cell(", ".join(one.exceeded) or NOTHING, style="status-extrapolated" if one.exceeded and one.judged else ""),
+            Cell(
+                ", ".join(one.exceeded) or NOTHING,
+                style="status-extrapolated" if one.exceeded and one.judged else "",
+            ),
         )
         for one in coverage.rows
         if 0 <= one.row < len(scale_factors.rows)

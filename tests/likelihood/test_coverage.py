@@ -36,7 +36,9 @@ def test_the_toys_of_a_right_uncertainty_pass(toys) -> None:
     table = coverage_table(found, ratios, theta)
     assert table["summary"]["passed"], table["summary"]
     assert table["summary"]["toys"] == 400
-    assert table["summary"]["judged"] == 9
+    assert table["summary"]["judged"] == 8
+    same = {row["row"]: row["same_as"] for row in table["rows"] if row["same_as"] is not None}
+    assert same == {8: 3}  # the tightest working point is the last of the continuous bins
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
@@ -48,6 +50,7 @@ def test_a_halved_or_doubled_uncertainty_is_flagged_everywhere(toys, factor) -> 
     assert table["summary"]["flagged_count"] == table["summary"]["judged"]
     for row in table["rows"]:
         assert {"pull_width", "coverage_68"} <= set(row["exceeded"])
+    assert table["summary"]["flagged_count"] > table["summary"]["allowed_by_chance"]
 
 
 def test_a_bias_is_flagged(toys) -> None:
@@ -98,7 +101,8 @@ def test_a_row_with_few_jets_outside_of_its_bins_is_not_judged(one_flavour) -> N
     ratios, theta = measured.factors.ratios, torch.from_numpy(measured.result.best_fit)
     found = toy_scale_factors(ratios, theta, 20, seed=7)
     for row in coverage_table(found, ratios, theta)["rows"]:
-        assert row["judged"] is (row["working_point"] != 0.85 and row["bin"] != 0)
+        few = row["working_point"] == 0.85 or row["bin"] == 0
+        assert row["judged"] is (not few and row["same_as"] is None)
 
 
 def test_the_score_has_the_closed_form_of_its_source() -> None:
@@ -117,3 +121,29 @@ def test_limits_are_those_of_1000_toys_and_widen_for_fewer() -> None:
     assert narrow.coverage_68 == pytest.approx((0.63, 0.735))
     assert wide.pull_mean == pytest.approx(0.24)
     assert wide.coverage_68[0] == pytest.approx(0.6827 - 2 * 0.0527)
+
+
+def test_the_chance_to_be_flagged_is_that_of_gaussian_pulls() -> None:
+    """Limits drawn in until a tenth of right rows is outside; 20,000 rows of 100 Gaussian pulls."""
+    limits = Limits((0.595, 0.765), (0.905, 0.985), (0.0, 1.0), 0.19, (0.88, 1.12))
+    pulls = np.random.default_rng(8).normal(size=(20_000, 100))
+    inside = [(np.abs(pulls) < edge).mean(1) for edge in (1, 1.959964)]
+    outside = [
+        (inside[0] < 0.595) | (inside[0] > 0.765),
+        (inside[1] < 0.905) | (inside[1] > 0.985),
+        np.abs(pulls.mean(1)) > 0.19,
+        np.abs(pulls.std(1, ddof=1) - 1) > 0.12,
+    ]
+    assert limits.chance(100) == pytest.approx(sum(part.mean() for part in outside), rel=0.05)
+
+
+def test_one_row_outside_of_a_hundred_is_chance_and_three_are_not(toys) -> None:
+    ratios, found, theta = toys
+    table = coverage_table(found, ratios, theta)
+    assert table["summary"]["expected_by_chance"] == pytest.approx(8 * Limits().for_toys(400).chance(400))
+    for moved in (1, 3):
+        estimate = found.estimate.copy()
+        estimate[:, :moved] += 0.5 * found.sigma[:, :moved]
+        summary = coverage_table(replace(found, estimate=estimate), ratios, theta)["summary"]
+        assert summary["flagged_count"] == moved
+        assert summary["passed"] is (moved <= summary["allowed_by_chance"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfcal.likelihood.derivatives import Differentiator
+from selfcal.likelihood.derivatives import Differentiator, rate_jacobian
 from selfcal.likelihood.fit import fisher_information
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.minimise import gradient, minimise, moving
@@ -70,3 +70,11 @@ def test_one_step_with_eliminated_factors_is_the_step_of_the_whole_matrix(worksp
     step = torch.zeros_like(theta)
     step[free] = -torch.linalg.solve(information[free][:, free], slope[0][free])
     torch.testing.assert_close(reached, theta + step, rtol=1e-9, atol=1e-9)
+
+
+def test_derivatives_of_the_rates_of_single_cells_are_those_of_automatic_differentiation(workspaces) -> None:
+    model = HistFactory(workspaces.everything())
+    theta = points(model, 1)[0]
+    cells = torch.arange(0, len(model.cells), 2)
+    wanted = torch.func.jacrev(lambda at: model.rates(at)[cells])(theta)
+    torch.testing.assert_close(rate_jacobian(model, theta, cells), wanted, rtol=1e-10, atol=1e-12)

@@ -218,3 +218,15 @@ def test_scale_factors_cover_the_truth_with_displaced_composition_priors(make_wo
     # ndf is about 500: a χ²/ndf of one has a spread of 0.06; non-Gaussian priors widen it.
     assert 0.8 < total / ndf < 1.2
     assert 0.25 < np.median(p_values) < 0.75
+
+
+def test_jacobians_are_those_of_automatic_differentiation(random_world) -> None:
+    templates = random_world.templates
+    templates = replace(templates, calibrated_variance=2 * templates.nominal_variance)
+    ratios = measure(templates, FitConfig(free_flavours=("b",))).factors.ratios
+    theta = ratios.model.start + 0.2 * torch.where(ratios.model.constrained, 1.0, 0.0)
+    eta = torch.zeros(ratios.eta_size, dtype=torch.float64)
+    wanted = torch.func.jacrev(ratios.values, argnums=(0, 1))(theta, eta)
+    for found, exact in zip(ratios.jacobians(theta), wanted, strict=True):
+        assert exact.abs().max() > 1e-3
+        torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
