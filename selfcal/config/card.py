@@ -108,16 +108,19 @@ class DataCard(Configured):
     ``use: control`` datasets derive and measure; ``validation`` datasets are held
     out and looked at only by the closure check; ``truth`` datasets hold large samples
     of the nominal and of the pseudo-data world from which only the closure check takes
-    the true efficiencies. ``weights: event`` counts every jet by its event weight.
-    ``collection`` is the jet collection of a ROOT file. ``accept`` overrides a guard that
-    refuses the dataset, with the reason in words; both are recorded with the results.
+    the true efficiencies. ``alternative`` datasets are simulation of a control region made otherwise
+    (generator, radiation, top-quark pT), or the same jets with other event weights; ``variation`` names
+    what is different, and each name becomes a nuisance of the fit. ``weights: event`` counts every jet
+    by its event weight. ``collection`` is the jet collection of a ROOT file. ``accept`` overrides a guard
+    that refuses the dataset, with the reason in words; both are recorded with the results.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""
     role: Literal["simulation", "data"]
     region: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
-    use: Literal["control", "validation", "truth"] = "control"
+    use: Literal["control", "validation", "truth", "alternative"] = "control"
+    variation: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
     format: FormatName = "ftag_hdf5"
     files: tuple[str, ...] = ()
     collection: FieldName | None = None
@@ -143,4 +146,8 @@ class DataCard(Configured):
             raise ValueError("data of a control region need a 'composition' prior")
         if self.role == "simulation" and self.composition is not None:
             raise ValueError("'composition' belongs to the data of a region, not to its simulation")
+        if (self.use == "alternative") != (self.variation is not None):
+            raise ValueError("'use: alternative' and 'variation' belong together")
+        if self.use == "alternative" and self.role != "simulation":
+            raise ValueError("only simulation can be an alternative")
         return self

@@ -32,6 +32,9 @@ class FitConfig(Configured):
     working point, is expected to reach that relative statistical error. The likelihood of the scale factors
     at ``scanned_working_points`` is profiled (``scans.json``).
 
+    Beyond the last edge nothing is measured; for the bins that ``high_pt_gev_edges`` end, ``high_pt.json``
+    gives the scale factor of the last bin with the uncertainty of carrying it there.
+
     ``external`` are scale factors of flavours that no region determines. ``same_sign`` names for a region the
     control sample of the same sign whose jets are subtracted from it (see ``selfcal.likelihood.same_sign``).
 
@@ -47,6 +50,7 @@ class FitConfig(Configured):
     working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
     working_point_region: str = "ttbar_emu"
     pt_gev_edges: tuple[Positive, ...] = (20.0, 40.0, 70.0, 250.0)
+    high_pt_gev_edges: tuple[Positive, ...] = ()
     scanned_working_points: tuple[Probability, ...] = ()
     target_uncertainty: dict[FlavourName, Probability] = {}
     abs_eta_edges: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=2)] = (0.0, 2.5)
@@ -82,6 +86,9 @@ class FitConfig(Configured):
             values = getattr(self, name)
             if list(values) != sorted(set(values)):
                 raise ValueError(f"'{name}' must increase strictly, found {list(values)}")
+        beyond = (self.pt_gev_edges[-1], *self.high_pt_gev_edges)
+        if list(beyond) != sorted(set(beyond)):
+            raise ValueError("'high_pt_gev_edges' must increase strictly, from the last of 'pt_gev_edges' on")
         unknown = sorted(set(self.scanned_working_points) - set(self.working_points))
         if unknown:
             raise ValueError(f"'scanned_working_points' {unknown} are not among 'working_points'")

@@ -60,6 +60,7 @@ def blinded_templates(templates: Templates, config: FitConfig) -> Templates:
         calibrated_variance=np.where(known, templates.calibrated_variance, templates.nominal_variance),
         corrected=None,
         detector={name: carried(varied, calibrated) for name, varied in templates.detector.items()},
+        modelling={name: carried(varied, calibrated) for name, varied in templates.modelling.items()},
         replicas=np.stack([carried(replica, mean) for replica in templates.replicas]),
         variations={name: carried(varied, calibrated) for name, varied in templates.variations.items()},
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from selfcal.data.folds import Fold
 from selfcal.data.score_files import NOMINAL, control_scores, detector_variants, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError, DataError
+from selfcal.likelihood.alternatives import Alternative, modelling_template, read_alternatives
 from selfcal.likelihood.kinematic_binning import merged_edges
 from selfcal.likelihood.shifts import independent_modes
 from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
@@ -35,6 +36,7 @@ class MeasureFold:
 
     ``simulation`` has the inferred detector where there is one; ``uncorrected`` is then the simulation
     as it is, and ``detector`` are the same jets along each direction of the detector's posterior.
+    ``alternatives`` are other simulations by the name of their variation, of some of the regions.
     """
 
     simulation: dict[str, ScoredJets]
@@ -43,6 +45,7 @@ class MeasureFold:
     tagger: TaggerConfig
     uncorrected: dict[str, ScoredJets] | None = None
     detector: tuple[dict[str, ScoredJets], ...] = ()
+    alternatives: Mapping[str, Alternative] = field(default_factory=dict)
 
     @property
     def nominal(self) -> dict[str, ScoredJets]:
@@ -96,7 +99,8 @@ def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
         "simulation", config.fit.working_point_region, Fold.DERIVE, Fold.MEASURE, variant=NOMINAL
     )
     binning = working_point_binning(untrained, config.fit, config.tagger)
-    fold = MeasureFold(simulation, data, binning, config.tagger, nominal, tuple(detector))
+    others = read_alternatives(context, regions)
+    fold = MeasureFold(simulation, data, binning, config.tagger, nominal, tuple(detector), others)
     return with_target_uncertainty(fold, config.fit) if config.fit.target_uncertainty else fold
 
 
@@ -168,6 +172,17 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         for jets in observed
     ]
     moved = np.stack([total for total, _ in calibrated])
+    modelling = {
+        name: modelling_template(
+            {
+                region: counts(calibration.apply(jets, calibration.nominal))[0]
+                for region, jets in other.simulation.items()
+            },
+            regions,
+            moved,
+        )
+        for name, other in fold.alternatives.items()
+    }
     modes: Iterable[NDArray[np.float64]] = ()
     if detector:
         modes = independent_modes(np.stack(detector), moved, DETECTOR_VARIANCE_KEPT)
@@ -190,6 +205,7 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         },
         corrected=np.stack([counts(jets)[0] for jets in simulation]) if detector else None,
         detector={str(j): mode for j, mode in enumerate(modes)},
+        modelling=modelling,
     )
 
 

@@ -95,6 +95,7 @@ def with_external(templates: Templates, config: FitConfig) -> Templates:
         replicas=settled(templates.replicas),
         variations={name: settled(varied) for name, varied in templates.variations.items()},
         detector={name: settled(varied) for name, varied in templates.detector.items()},
+        modelling={name: settled(varied) for name, varied in templates.modelling.items()},
     )
 
 

@@ -103,6 +103,7 @@ def _subtracted(templates: Templates, r: int, s: int) -> Templates:
         replicas=placed(templates.replicas, after),
         variations={name: placed(part, after) for name, part in templates.variations.items()},
         detector={name: placed(part, after) for name, part in templates.detector.items()},
+        modelling={name: placed(part, after) for name, part in templates.modelling.items()},
         corrected=None if templates.corrected is None else placed(templates.corrected, after),
         composition=composition,
         composition_relative_uncertainty=uncertainty,
@@ -126,6 +127,7 @@ def _only(templates: Templates, kept: list[int]) -> Templates:
         replicas=templates.replicas[:, kept],
         variations={name: part[kept] for name, part in templates.variations.items()},
         detector={name: part[kept] for name, part in templates.detector.items()},
+        modelling={name: part[kept] for name, part in templates.modelling.items()},
         corrected=None if templates.corrected is None else templates.corrected[kept],
         **parts,
     )

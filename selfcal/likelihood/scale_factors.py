@@ -30,6 +30,7 @@ GROUP_OF_PREFIX: tuple[tuple[str, str], ...] = (
     ("map_model_", "map_model"),
     ("map_", "map"),
     ("detector_", "detector"),
+    ("modelling_", "modelling"),
     ("residual_", "residual"),
     ("extrapolation_", "extrapolation"),
     ("external_", "external"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfcal.config.fit import FitConfig
 from selfcal.errors import ConfigError, FitError
+from selfcal.likelihood.alternative_tables import generators_json, high_pt_json
 from selfcal.likelihood.asimov import blinded_templates
 from selfcal.likelihood.build import MeasureFold, build_templates, measure_fold, write_discriminants
 from selfcal.likelihood.external import with_external
@@ -117,6 +118,10 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
         contents["two_jets.json"] = two_jets(fold, calibration, config.fit, blind=blind)
     if config.fit.scanned_working_points:
         contents["scans.json"] = scans(measured, config.fit)
+    if fold.alternatives:
+        contents["generators.json"] = generators_json(fold, config.fit)
+    if config.fit.high_pt_gev_edges:
+        contents["high_pt.json"] = high_pt_json(fold, measured.factors, config.fit, blinded=blind)
     for name, content in contents.items():
         write_json(results / name, content)
     goodness = goodness_of_fit(measured.model, measured.result)

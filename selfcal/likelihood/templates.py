@@ -98,7 +98,7 @@ class Binning:
         return np.asarray(counts, dtype=np.float64).reshape(self.n_kinematic, self.n_bins)
 
 
-_MAPPINGS = ("variations", "detector", "same_sign")
+_MAPPINGS = ("variations", "detector", "modelling", "same_sign")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class Templates:
     corrected : (R, F, P, K) simulation with the inferred detector and before the map; None without inference
     detector : name -> (R, F, P, K) calibrated templates at one standard deviation of a parameter of the
         detector's posterior, which all flavours and regions share
+    modelling : name -> (R, F, P, K) calibrated templates of another simulation, a parameter that all flavours
+        and regions share
     same_sign : region -> (P, K) counts of its control sample of the same sign; the region's templates are
         then those of the difference
     composition : (R, F) central value of the prior flavour fractions, rows sum to one
@@ -134,7 +136,14 @@ class Templates:
     variations: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     corrected: NDArray[np.float64] | None = None
     detector: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    modelling: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     same_sign: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> dict[str, NDArray[np.float64]]:
+        """Templates of the parameters that all flavours have in common, by name of the parameter."""
+        kinds = {"detector": self.detector, "modelling": self.modelling}
+        return {f"{kind}_{name}": part for kind, parts in kinds.items() for name, part in parts.items()}
 
     @property
     def before_map(self) -> NDArray[np.float64]:

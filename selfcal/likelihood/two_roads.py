@@ -85,7 +85,7 @@ def map_factors(
     deviation = replicas - replicas.mean(axis=0)
     models, detector = (
         [_ratios(templates.nominal, one, layout, rows) - value for one in varied.values()]
-        for varied in (templates.variations, templates.detector)
+        for varied in (templates.variations, templates.shared)
     )
     by_theta, by_eta = (part.numpy() for part in factors.ratios.jacobians(model.start))
     simulation = [j for j, p in enumerate(model.parameters) if group_of(p.name) == "simulation_statistics"]

@@ -8,10 +8,11 @@ with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of t
 (``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
 become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
 for the others (``residual``, in all bins but the largest), the relative shifts s of the map (``map_mode``,
-``map_model``, ``extrapolation``), of the detector (``detector``) and of external scale factors (``external``,
-in place of map, residual and extrapolation), and the statistical error of the
-simulation. The latter is a parameter per bin of the flavour whose reference region it is (``simulation``),
-because the scale factor depends on it, and common to all other flavours of a bin (``staterror``). All factors
+``map_model``, ``extrapolation``), of the detector (``detector``), of other simulations (``modelling``) and of
+external scale factors (``external``, in place of map, residual and extrapolation), and the statistical error
+of the simulation. The latter is a parameter per bin of the flavour whose reference region it is
+(``simulation``), because the scale factor depends on it, and common to all other flavours of a bin
+(``staterror``). All factors
 κ are normsys, 1 + s at α = 1 and nearly linear in between (:func:`selfcal.likelihood.shifts.factors_of`), but
 for ``simulation``, which is log-normal: it moves numerator and denominator of the scale factor alike. Each
 bin of each flavour is a sample of its own, so that factors of single bins can be shared across channels by
@@ -39,6 +40,8 @@ SHAPE_BOUNDS = (-10.0, 10.0)
 YIELD_BOUNDS = (0.001, 10.0)
 SAME_SIGN = "same_sign"
 """The background that a region shares with its control sample: name of its sample, channel and factor."""
+SMOOTHED = ("map_model_", "extrapolation_", "modelling_")
+"""Shifts that are differences of two templates."""
 REST_MIN = 0.002
 """Uncorrelated remainders of the map's variance below this relative width are left out."""
 
@@ -82,15 +85,15 @@ def treated_shifts(
 ) -> tuple[list[Shifts], list[NDArray[np.float64]], dict[str, Any]]:
     """The shifts of :func:`template_shifts`, smoothed and pruned as configured, and what that changed.
 
-    Only differences of two templates (other map models, extrapolation) are smoothed: modes of the bootstrap
-    share their jets and must keep their correlations.
+    Only differences of two templates (``SMOOTHED``) are smoothed: modes of the bootstrap share their jets and
+    must keep their correlations.
     """
     shifts, rests = template_shifts(templates, layout, config)
     changes: dict[str, float] = {}
     left_out: dict[str, dict[str, float]] = {}
     for f, own in enumerate(shifts):
         for i, (name, shift) in enumerate(own):
-            if config.smoothing_degree is not None and name.startswith(("map_model_", "extrapolation_")):
+            if config.smoothing_degree is not None and name.startswith(SMOOTHED):
                 smooth = smoothed(shift, layout.shape[:, f], config.smoothing_degree) * (shift != 0)
                 changes[name] = float(np.abs(smooth - shift).max())
                 shift = smooth
@@ -129,9 +132,9 @@ def template_shifts(
             for name, varied in templates.variations.items():
                 shift = relative_shift(varied[:, f], calibrated) * bound[:, None]
                 own += _split(f"map_model_{name}_{flavour}", shift, config.split_map_model_by_pt)
-        # One name for all flavours: the detector is the same for them.
-        for name, varied in templates.detector.items():
-            own.append((f"detector_{name}", relative_shift(varied[:, f], calibrated) * bound[:, None]))
+        # One name for all flavours: detector and generator are the same for them.
+        for name, varied in templates.shared.items():
+            own.append((name, relative_shift(varied[:, f], calibrated) * bound[:, None]))
         for r, region in enumerate(layout.regions):
             if r != reference or not layout.own_region[f]:
                 shift = np.zeros_like(calibrated)

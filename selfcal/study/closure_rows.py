@@ -52,7 +52,11 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
         if data is None:
             continue
         held_out = region not in calibration.regions
-        cards = [c for c in context.cards_for("simulation") if c.region == region and c.use != "truth"]
+        cards = [
+            c
+            for c in context.cards_for("simulation")
+            if c.region == region and c.use in ("control", "validation")
+        ]
         if not cards:
             continue
         folds = tuple(Fold) if held_out else (Fold.MEASURE,)

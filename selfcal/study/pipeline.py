@@ -104,7 +104,9 @@ def _calibrate_configuration(context: RunContext) -> Any:
 
 def _fit_configuration(context: RunContext) -> Any:
     config = context.config
-    return {"fit": config.fit.model_dump(mode="json"), "closure": config.closure.model_dump(mode="json")}
+    facts = {"fit": config.fit.model_dump(mode="json"), "closure": config.closure.model_dump(mode="json")}
+    alternatives = {card.name: card.variation for card in context.cards if card.variation}
+    return {**facts, "alternatives": alternatives} if alternatives else facts
 
 
 def _export_configuration(context: RunContext) -> Any:

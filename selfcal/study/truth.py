@@ -76,7 +76,8 @@ def nominal_efficiency_jets(context: RunContext, region: str) -> ScoredJets:
     ``use: truth`` simulation where there is any, otherwise all folds that did not train
     the tagger (all of it in held-out regions).
     """
-    simulation = [card for card in context.cards_for("simulation") if card.region == region]
+    cards = context.cards_for("simulation")
+    simulation = [card for card in cards if card.region == region and card.use != "alternative"]
     dedicated = [card for card in simulation if card.use == "truth"]
     held_out = all(card.use == "validation" for card in simulation)
     folds = tuple(Fold) if dedicated or held_out else (Fold.DERIVE, Fold.MEASURE)

@@ -87,7 +87,11 @@ def write_support(context: RunContext, calibration: Calibration) -> list[Path]:
     sample = build_sample(derived, regions, calibration.frame)
     support = Support.of(sample, context.config.seed)
     for region in dict.fromkeys(card.region for card in context.cards_for("simulation")):
-        cards = [c for c in context.cards_for("simulation") if c.region == region and c.use != "truth"]
+        cards = [
+            c
+            for c in context.cards_for("simulation")
+            if c.region == region and c.use in ("control", "validation")
+        ]
         if not cards:
             continue
         jets = scores_of(context, cards, (Fold.MEASURE,))
