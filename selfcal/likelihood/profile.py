@@ -63,12 +63,13 @@ def scan(
 ) -> Scan:
     """Profile ``quantity`` at its best fit plus ``widths`` times its first-order uncertainty.
 
-    Every point starts from the one before it on the same side.
+    Every point starts from the one before it on the same side. A side ends before the first value that the
+    parameters cannot reach, such as a negative efficiency.
 
     Raises
     ------
     FitError
-        If the quantity does not depend on the parameters, or a constrained minimum is not found.
+        If the quantity does not depend on the parameters, or nothing is found on one of the sides.
     """
     counts = model.observed if counts is None else counts
     best = torch.from_numpy(result.best_fit)
@@ -82,7 +83,12 @@ def scan(
         theta, last = best, 0.0
         for width in sorted((w for w in widths if w * side > 0), key=abs):
             start = theta + (width - last) * sigma * towards
-            theta = constrained_minimum(model, counts, quantity, centre + width * sigma, start, sigma)
+            try:
+                theta = constrained_minimum(model, counts, quantity, centre + width * sigma, start, sigma)
+            except FitError:
+                if last == 0.0:
+                    raise
+                break
             found[width] = float(model.deviance(theta, counts)) - result.deviance
             last = width
     ordered = sorted(found)

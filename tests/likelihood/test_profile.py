@@ -47,6 +47,16 @@ def test_a_counting_experiment_has_the_closed_form_scan() -> None:
     assert 0 < found.best - low < found.sigma < high - found.best
 
 
+def test_a_scan_ends_where_the_parameters_cannot_follow() -> None:
+    """Four jets: 3 σ below the best fit the expectation would be negative."""
+    model = poisson_model(4.0)
+    found = scan(model, fit(model), lambda theta: theta[0])
+    assert found.points[0] == pytest.approx(0.02)
+    assert found.points[-1] == pytest.approx(0.10)
+    expected = 2 * (100 * found.points - 4 - 4 * np.log(25 * found.points))
+    np.testing.assert_allclose(found.rise, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_a_held_parameter_gives_the_same_minimum_as_a_fit_without_it(measured) -> None:
     model, result = measured.model, measured.result
     index = strongest(impacts(model, result, measured.factors), measured.factors, 1)[0]
