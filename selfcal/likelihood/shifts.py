@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-SHIFT_MAX = 10.0
-"""Largest relative shift: far beyond it the polynomial of pyhf's code 4 dips below zero."""
+SHIFT_MAX = float(np.log(10))
+"""Largest logarithmic shift: far beyond it the polynomial of pyhf's code 4 dips below zero."""
 
 Array = NDArray[np.float64]
 
@@ -61,18 +61,6 @@ def map_modes(
     modes = np.einsum("mj,mrpk->jrpk", left[:, :kept], scaled)
     variance = (scaled[:, reference] ** 2).sum(axis=0) - (modes[:, reference] ** 2).sum(axis=0)
     return MapModes(modes, np.sqrt(np.maximum(variance, 0.0)))
-
-
-def factors_of(shift: float) -> tuple[float, float]:
-    """Factors at plus and minus one standard deviation for a relative shift s, hi = 1 + s and lo its mirror.
-
-    lo = 1/(1 + s + s²), which is 1 − s up to s³ and stays positive; for a negative shift the two change
-    places. A factor linear in α keeps the mean of what it multiplies; e^{sα} raises it by s²/2, which biases
-    sums of bins. Shifts beyond ``SHIFT_MAX`` count as that.
-    """
-    size = min(abs(shift), SHIFT_MAX)
-    up, down = 1 + size, 1 / (1 + size + size**2)
-    return (up, down) if shift >= 0 else (down, up)
 
 
 def smoothed(
