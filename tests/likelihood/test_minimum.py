@@ -20,7 +20,7 @@ from selfcal.likelihood.minimise import minimise
 from selfcal.likelihood.pyhf_check import backend
 from selfcal.likelihood.workspace import build_workspace
 
-MODELS = ("uncorrelated", "correlated", "two_channels", "everything", "scale_factors")
+MODELS = ("uncorrelated", "correlated", "one_region", "two_channels", "everything", "scale_factors")
 
 
 @contextmanager
@@ -40,6 +40,8 @@ def spec(request, workspaces, make_world):
         return build_workspace(templates, make_layout(templates, config), config)
     if request.param in {"uncorrelated", "correlated"}:
         return workspaces.simple_models()[request.param]
+    if request.param == "one_region":
+        return workspaces.small([workspaces.MODIFIERS["shapesys"]])
     return getattr(workspaces, request.param)()
 
 
