@@ -138,6 +138,7 @@ def test_every_constrained_parameter_belongs_to_a_named_group(random_world) -> N
         templates,
         variations={"stiff": 1.1 * templates.calibrated},
         detector={"0": 1.1 * templates.calibrated},
+        modelling={"radiation": 1.1 * templates.calibrated},
     )
     prior = ExternalPrior(flavour="tau", value=1.1, uncertainty=0.1)
     measured = measure(with_model, FitConfig(free_flavours=("b",), external=(prior,)))
