@@ -25,6 +25,24 @@ class CoverageConfig(Configured):
     seed: Annotated[int, Field(ge=0)] = 1
 
 
+class PseudoExperimentsConfig(Configured):
+    """Full pseudo-experiments of every finished run: ``results/pseudo_experiments.json`` in its directory.
+
+    Each has its own detector, composition, remainder and events, which are drawn from ``jets_per_region``
+    simulated jets at most. ``steps`` is the length of the refits that start from those of the run.
+    ``detectors`` are simulated once, to find the neighbourhood of each detector's posterior.
+    ``remainder_scale`` multiplies the width of the remainder, which is the prior of the stiff maps
+    (``calibration.composition.map_scale``; 0: data differ by the detector alone).
+    """
+
+    experiments: Annotated[int, Field(ge=1)] = 200
+    seed: Annotated[int, Field(ge=0)] = 1
+    jets_per_region: Annotated[int, Field(ge=1)] = 10_000
+    steps: Annotated[int, Field(ge=1)] = 25
+    detectors: Annotated[int, Field(ge=1)] = 64
+    remainder_scale: Annotated[float, Field(ge=0)] = 1.0
+
+
 class Case(Configured):
     """One named point of a list: ``set`` assigns keys of the run's configuration, ``at`` is its place on a
     scale (only for checks of a slope)."""
@@ -82,8 +100,8 @@ class StudyConfig(Configured):
     their own. A number and its ``..._error`` are shown together. ``until`` is the last stage of each run,
     if not all of them are needed. ``bootstraps`` resamplings of the data (``data.bootstrap``) are done
     beside the data as they are. ``faking`` asks which hidden systematic could fake a shift. ``coverage``
-    adds toy experiments to every run. ``expected`` says in words what the numbers should show, ``checks``
-    as rules that are looked at in the end.
+    adds likelihood toys to every run, ``pseudo_experiments`` full ones. ``expected`` says in words what the
+    numbers should show, ``checks`` as rules that are looked at in the end.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -101,6 +119,7 @@ class StudyConfig(Configured):
     expected: str
     checks: tuple[Check, ...] = ()
     coverage: CoverageConfig | None = None
+    pseudo_experiments: PseudoExperimentsConfig | None = None
     faking: FakingConfig | None = None
 
     @property

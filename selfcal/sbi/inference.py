@@ -123,7 +123,7 @@ def infer_smearing(
         design = gaussian_design(centre, reach, points, seed + number)
         # What the smearing model cannot do (a negative rate) is evaluated at its nearest neighbour.
         design = np.stack([SmearingParameters.from_vector(theta).vector() for theta in design])
-        outputs = _evaluate(rates, design, scratch, identity, done, on_point)
+        outputs = evaluate_detectors(rates, design, scratch, identity, done, on_point)
         done += points
         emulator = fit_emulator(design, outputs, centre, reach, cross=cross)
         likelihood = build(observations, emulator, nominal, widths, config)
@@ -169,7 +169,7 @@ def _identity(observations: Sequence[Observation], seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _evaluate(
+def evaluate_detectors(
     rates: SmearedRates,
     design: Floats,
     scratch: Path | None,
@@ -177,6 +177,10 @@ def _evaluate(
     done: int,
     on_point: Progress,
 ) -> Floats:
+    """``rates`` at every point of ``design``, (n, R F B); chunks found in ``scratch`` are read.
+
+    ``identity`` names what the rates are made of; ``on_point`` counts on from ``done``.
+    """
     outputs: list[Floats] = []
     for first in range(0, len(design), CHUNK):
         chunk = design[first : first + CHUNK]

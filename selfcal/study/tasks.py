@@ -40,7 +40,10 @@ from selfcal.study.pipeline import pipeline
 KEY_DIGITS = 20
 """Hexadecimal digits of a key that name its folder: 80 bits, no collisions among any number of runs."""
 
-ADDITIONS: dict[str, str] = {"coverage": "selfcal.study.coverage:run_coverage"}
+ADDITIONS: dict[str, str] = {
+    "coverage": "selfcal.study.coverage:run_coverage",
+    "pseudo_experiments": "selfcal.study.pseudo_stage:run_pseudo_experiments",
+}
 """What a study may do with every finished run, by its key in the study file: ``module:function``, called
 with the run's directory, its part of the study's configuration and where to say what it does. It writes
 ``results/<key>.json``, unless that is there and made of the same."""

@@ -162,42 +162,68 @@ def _fit_maps(
 ) -> None:
     """Maps and fractions near those of the task ``bulk``; a fit by likelihood needs densities."""
     constraint = CompositionPrior(derivation.composition(bulk).fractions, derivation.fraction_uncertainty())
-    config = derivation.config.map
-    steps = config.steps if start is None else derivation.config.bootstrap_steps
+    config = derivation.config
+    fit = fit_maps(
+        simulation,
+        data,
+        densities,
+        constraint,
+        config,
+        derivation.generator(task),
+        start,
+        config.map.steps if start is None else config.bootstrap_steps,
+        derivation.undetermined(),
+    )
+    write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")})
+
+
+def fit_maps(
+    simulation: Sample,
+    data: Sample,
+    densities: BaseDensities | None,
+    constraint: CompositionPrior,
+    config: CalibrationConfig,
+    generator: torch.Generator,
+    start: MixtureFit | None,
+    steps: int,
+    identities: Sequence[int],
+) -> MixtureFit:
+    """Maps and fractions, by likelihood where ``densities`` are given, else by the composition's distance.
+
+    ``constraint`` is what the bulk says of the fractions; the maps of the flavours ``identities`` stay.
+    """
     if densities is not None:
         kept = simulation.rows(simulation.weight != 0)
-        fit = fit_mixture(
+        return fit_mixture(
             data,
             densities,
-            KinematicFractions(kept, simulated_fractions(kept, derivation.regions)),
+            KinematicFractions(kept, simulated_fractions(kept, len(constraint.fractions))),
             constraint,
-            config,
-            derivation.generator(task),
+            config.map,
+            generator,
             start=start,
             steps=steps,
-            identities=derivation.undetermined(),
+            identities=identities,
         )
-    else:
-        width = simulation.coordinates.shape[1]
-        maps = build_maps(config, width, CONDITIONS)
-        if start is not None:
-            maps.load_state_dict(start.maps.state_dict())
-        for flavour in derivation.undetermined():
-            maps.of(flavour).requires_grad_(requires_grad=False)
-        # The bulk fit's batches: a distance costs their square.
-        schedule = DistanceSchedule(steps, derivation.config.composition.batch_size, config.learning_rate)
-        by_distance = fit_by_distance(
-            simulation,
-            data,
-            constraint,
-            maps,
-            constraint.fractions if start is None else start.fractions,
-            schedule,
-            derivation.generator(task),
-            displacement_price(config, width),
-        )
-        fit = MixtureFit(by_distance.maps, by_distance.fractions)
-    write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")})
+    width = simulation.coordinates.shape[1]
+    maps = build_maps(config.map, width, CONDITIONS)
+    if start is not None:
+        maps.load_state_dict(start.maps.state_dict())
+    for flavour in identities:
+        maps.of(flavour).requires_grad_(requires_grad=False)
+    # The bulk fit's batches: a distance costs their square.
+    schedule = DistanceSchedule(steps, config.composition.batch_size, config.map.learning_rate)
+    by_distance = fit_by_distance(
+        simulation,
+        data,
+        constraint,
+        maps,
+        constraint.fractions if start is None else start.fractions,
+        schedule,
+        generator,
+        displacement_price(config.map, width),
+    )
+    return MixtureFit(by_distance.maps, by_distance.fractions)
 
 
 def run_task(folder: Path, task: str) -> str:

@@ -1,0 +1,161 @@
+"""Composition, densities and maps refitted from those of a finished run, with that run's bootstrap spreads.
+
+A pseudo-experiment has the sizes and the priors of the run, so the spreads of its fractions and maps are
+taken from the run's replicas, relative to the central values; central values are refitted every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfcal.data.flavours import FLAVOURS
+from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
+from selfcal.likelihood.shifts import relative_shift
+from selfcal.likelihood.templates import read_templates
+from selfcal.run.context import RunContext
+from selfcal.training.control_regions import composition_prior
+from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.calibration import Calibration, load_calibration
+from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_composition
+from selfcal.transport.derivation import Derivation
+from selfcal.transport.derivation_tasks import fit_maps
+from selfcal.transport.extrapolation import with_extrapolated
+from selfcal.transport.mixture import MixtureFit
+from selfcal.transport.sample import build_sample, simulated_fractions
+
+Floats = NDArray[np.float64]
+REFITTED = "stiff"
+"""The variation of the map that every pseudo-experiment fits itself."""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Where refits start, and how uncertain they are; R regions, F flavours, M replicas of the run.
+
+    Attributes
+    ----------
+    run : the run's own calibration
+    bulk_spread : (R, F) relative standard deviation of the fractions of the bulk fit
+    replica_fractions : (M, R, F) deviation of the replicas' fractions from their mean, relative to it
+    replica_shift : (M, R, F, P, K) shift of the templates by the replicas, relative to the nominal map's
+    seed_shift : name -> (R, F, P, K) the same by fits from other initial weights
+    undetermined : indices of the flavours whose map is the identity
+    """
+
+    run: Calibration
+    composition: CompositionFit
+    densities: BaseDensities | None
+    mixture: MixtureFit
+    bulk_spread: Floats
+    replica_fractions: Floats
+    replica_shift: Floats
+    seed_shift: Mapping[str, Floats]
+    undetermined: tuple[int, ...]
+
+
+def read_warm_start(context: RunContext) -> WarmStart:
+    """From the derivation, the map and the templates of a finished run.
+
+    Raises
+    ------
+    DataError
+        If the run is not finished up to its fit.
+    """
+    folders = sorted((context.directory.checkpoints / "derivation").glob("*/"))
+    templates = context.directory.results / "templates.json"
+    if len(folders) != 1 or not templates.exists():
+        raise DataError(
+            "no finished calibration and fit to start from",
+            where=str(context.directory.path),
+            fix="run 'selfcal run' to the end first",
+        )
+    derivation = Derivation.open(folders[0])
+    calibration = load_calibration(context.directory.results / "map")
+    fitted = read_templates(templates)
+    count = derivation.config.bootstraps
+    bulk = torch.stack([derivation.composition(f"bulk-{i}").fractions for i in range(count)])
+    replicas = torch.stack([derivation.mixture(f"replica-{i}").fractions for i in range(count)])
+    return WarmStart(
+        calibration,
+        derivation.composition(),
+        derivation.densities() if derivation.config.map.by_likelihood else None,
+        derivation.mixture(),
+        (bulk.std(0) / bulk.mean(0)).numpy(),
+        (replicas / replicas.mean(0) - 1).numpy(),
+        relative_shift(fitted.replicas, np.broadcast_to(fitted.calibrated, fitted.replicas.shape)),
+        {
+            name: relative_shift(varied, fitted.calibrated)
+            for name, varied in fitted.variations.items()
+            if name != REFITTED
+        },
+        derivation.undetermined(),
+    )
+
+
+def refit(
+    warm: WarmStart,
+    context: RunContext,
+    simulation: Mapping[str, ScoredJets],
+    data: Mapping[str, ScoredJets],
+    steps: int,
+    seed: int,
+) -> Calibration:
+    """The steps of a run's derivation, ``steps`` long each, without replicas.
+
+    Raises
+    ------
+    FitError
+        If a fit does not converge.
+    """
+    config = context.config.calibration_in_use
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    simulated, observed = (
+        build_sample(jets, warm.run.regions, warm.run.frame) for jets in (simulation, data)
+    )
+    count = len(warm.run.regions)
+    prior = composition_prior(context, warm.run.regions, simulated_fractions(simulated, count))
+    bulk = fit_composition(
+        simulated, observed, prior, config.composition, generator, start=warm.composition, steps=steps
+    )
+    densities = warm.densities
+    if densities is not None:
+        densities = fit_base_densities(
+            simulated, count, config.base_density, generator, start=densities, steps=steps
+        )
+    spread = torch.from_numpy(np.hypot(warm.bulk_spread, config.composition.relative_floor))
+    sigma = (spread * bulk.fractions).clamp_min(1e-4)
+    fitted = fit_maps(
+        simulated,
+        observed,
+        densities,
+        CompositionPrior(bulk.fractions, sigma),
+        config,
+        generator,
+        # As in a run, the likelihood starts at the fractions of the bulk: few steps move them little.
+        MixtureFit(warm.mixture.maps, bulk.fractions),
+        steps,
+        warm.undetermined,
+    )
+    replicas = torch.from_numpy(warm.replica_fractions.std(0, ddof=1)) * fitted.fractions
+    disagreement = fitted.fractions - bulk.fractions
+    stiff = with_extrapolated(bulk.maps, warm.undetermined, simulated, config.composition.map_scale)
+    return Calibration(
+        warm.run.frame,
+        warm.run.regions,
+        fitted.maps,
+        stiff,
+        (fitted.maps,),
+        prior,
+        fitted.fractions,
+        bulk.fractions,
+        (torch.maximum(replicas, sigma).square() + disagreement.square()).sqrt(),
+        tuple(FLAVOURS[index] for index in warm.undetermined),
+        region_scale=warm.run.region_scale,
+    )
