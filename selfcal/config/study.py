@@ -29,7 +29,7 @@ class PseudoExperimentsConfig(Configured):
     """Full pseudo-experiments of every finished run: ``results/pseudo_experiments.json`` in its directory.
 
     Each has its own detector, composition, remainder and events, which are drawn from ``jets_per_region``
-    simulated jets at most. ``steps`` is the length of the refits that start from those of the run.
+    simulated jets at most. ``steps`` is the length of the refits.
     ``detectors`` are simulated once, to find the neighbourhood of each detector's posterior.
     ``remainder_scale`` multiplies the width of the remainder, which is the prior of the stiff maps
     (``calibration.composition.map_scale``; 0: data differ by the detector alone).
@@ -38,7 +38,7 @@ class PseudoExperimentsConfig(Configured):
     experiments: Annotated[int, Field(ge=1)] = 200
     seed: Annotated[int, Field(ge=0)] = 1
     jets_per_region: Annotated[int, Field(ge=1)] = 10_000
-    steps: Annotated[int, Field(ge=1)] = 25
+    steps: Annotated[int, Field(ge=1)] = 20
     detectors: Annotated[int, Field(ge=1)] = 64
     remainder_scale: Annotated[float, Field(ge=0)] = 1.0
 

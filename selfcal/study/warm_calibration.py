@@ -1,4 +1,7 @@
-"""Composition, densities and maps refitted from those of a finished run, with that run's bootstrap spreads.
+"""Composition, densities and maps refitted, with the densities and the bootstrap spreads of a finished run.
+
+Maps start at the identity, the centre of the remainders that are drawn: those of the run know its own data,
+which few steps do not forget.
 
 A pseudo-experiment has the sizes and the priors of the run, so the spreads of its fractions and maps are
 taken from the run's replicas, relative to the central values; central values are refitted every time.
@@ -22,11 +25,10 @@ from selfcal.run.context import RunContext
 from selfcal.training.control_regions import composition_prior
 from selfcal.transport.base_density import BaseDensities, fit_base_densities
 from selfcal.transport.calibration import Calibration, load_calibration
-from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_composition
+from selfcal.transport.composition import CompositionPrior, fit_composition
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import fit_maps
 from selfcal.transport.extrapolation import with_extrapolated
-from selfcal.transport.mixture import MixtureFit
 from selfcal.transport.sample import build_sample, simulated_fractions
 
 Floats = NDArray[np.float64]
@@ -49,9 +51,7 @@ class WarmStart:
     """
 
     run: Calibration
-    composition: CompositionFit
     densities: BaseDensities | None
-    mixture: MixtureFit
     bulk_spread: Floats
     replica_fractions: Floats
     replica_shift: Floats
@@ -83,9 +83,7 @@ def read_warm_start(context: RunContext) -> WarmStart:
     replicas = torch.stack([derivation.mixture(f"replica-{i}").fractions for i in range(count)])
     return WarmStart(
         calibration,
-        derivation.composition(),
         derivation.densities() if derivation.config.map.by_likelihood else None,
-        derivation.mixture(),
         (bulk.std(0) / bulk.mean(0)).numpy(),
         (replicas / replicas.mean(0) - 1).numpy(),
         relative_shift(fitted.replicas, np.broadcast_to(fitted.calibrated, fitted.replicas.shape)),
@@ -121,9 +119,7 @@ def refit(
     )
     count = len(warm.run.regions)
     prior = composition_prior(context, warm.run.regions, simulated_fractions(simulated, count))
-    bulk = fit_composition(
-        simulated, observed, prior, config.composition, generator, start=warm.composition, steps=steps
-    )
+    bulk = fit_composition(simulated, observed, prior, config.composition, generator, steps=steps)
     densities = warm.densities
     if densities is not None:
         densities = fit_base_densities(
@@ -138,8 +134,7 @@ def refit(
         CompositionPrior(bulk.fractions, sigma),
         config,
         generator,
-        # As in a run, the likelihood starts at the fractions of the bulk: few steps move them little.
-        MixtureFit(warm.mixture.maps, bulk.fractions),
+        None,
         steps,
         warm.undetermined,
     )
