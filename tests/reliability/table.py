@@ -31,7 +31,6 @@ CLASSES = {
     11: "Parts that die",
     12: "Two processes, one run",
     13: "Malformed configurations and cards",
-    14: "Same seed, same numbers",
 }
 BEGIN, END = "<!-- the campaign begins -->", "<!-- the campaign ends -->"
 Key = tuple[int, str]
