@@ -9,7 +9,9 @@ variable ``SALT_PYTHON``:
 
     python -m venv salt && salt/bin/pip install torch && salt/bin/pip install --no-deps salt-ml==0.13.0
 
-and then what its imports ask for (it pins versions that do not go together with ours).
+and then what its imports ask for (it pins versions that do not go together with ours). Its ONNX
+graph of one jet comes from its own exporter's class; that has no batches, so the one for batches
+is exported from its modules.
 """
 
 from __future__ import annotations
@@ -134,15 +136,32 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
 
 def time_salt(python: str, path: Path, size: str, batch_size: int, steps: int) -> Timing:
     """The same of salt, in its own interpreter."""
-    columns = json.dumps({"jets": JET_COLUMNS, "tracks": TRACK_COLUMNS})
-    command = [python, str(PEER), str(path), size, str(batch_size), str(steps), columns]
+    columns = {"jets": JET_COLUMNS, "tracks": TRACK_COLUMNS}
+    found = ask_salt(
+        python, "time", path=str(path), size=size, batch=batch_size, steps=steps, variables=columns
+    )
+    return Timing(found["parameters"], min(found["train_s"]), min(found["score_s"]))
+
+
+def ask_salt(python: str, task: str, **arguments: Any) -> dict[str, Any]:
+    """What a task of ``salt_peer.py`` answers, run by salt's Python."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment.pop("PYTHONPATH", None)
+    command = [python, str(PEER), task, json.dumps(arguments)]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if answer.returncode != 0:
         raise SystemExit(f"salt failed:\n{answer.stderr[-2000:]}")
-    found = json.loads(answer.stdout.splitlines()[-1])
-    return Timing(found["parameters"], min(found["train_s"]), min(found["score_s"]))
+    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def time_salt_onnx(python: str, path: Path, size: str, batch_size: int, steps: int) -> dict[str, float]:
+    """Like :func:`time_onnx`, of salt."""
+    columns = {"jets": JET_COLUMNS, "tracks": TRACK_COLUMNS}
+    found = ask_salt(
+        python, "onnx", path=str(path), size=size, batch=batch_size, steps=steps, variables=columns
+    )
+    return {"batch_s": min(found["batch_s"]), "median_latency_us": 1e6 * float(np.median(found["latency_s"]))}
 
 
 def time_onnx(size: str, batches: Sequence[JetBatch]) -> dict[str, float]:
@@ -198,12 +217,20 @@ def compare(size: str, path: Path, choices: argparse.Namespace) -> dict[str, Any
         print(f"  {label:<20}{rate:>8.0f}{beside}", flush=True)
     if onnx_installed():
         runtime = time_onnx(size, batches)
-        found["score, ONNX Runtime"] = choices.batch / runtime["batch_s"]
-        found["ONNX latency of one jet, us"] = runtime["median_latency_us"]
-        print(
-            f"  {'score, ONNX Runtime':<20}{found['score, ONNX Runtime']:>8.0f}   (padded to the longest jet)"
+        peer = (
+            time_salt_onnx(choices.salt, path, size, choices.batch, choices.steps) if choices.salt else None
         )
-        print(f"  one jet of 14 tracks, ONNX Runtime: {runtime['median_latency_us']:.0f} us", flush=True)
+        rate, latency = choices.batch / runtime["batch_s"], runtime["median_latency_us"]
+        found["score, ONNX Runtime"], found["ONNX latency of one jet, us"] = rate, latency
+        beside, beside_one = "   (padded to the longest jet)", ""
+        if peer is not None:
+            rate_peer, latency_peer = choices.batch / peer["batch_s"], peer["median_latency_us"]
+            found["score, ONNX Runtime, salt"] = rate_peer
+            found["ONNX latency of one jet, us, salt"] = latency_peer
+            beside = f"   salt{rate_peer:>18.0f}   ratio {rate / rate_peer:.2f}   (both padded)"
+            beside_one = f"; salt {latency_peer:.0f} us"
+        print(f"  {'score, ONNX Runtime':<20}{rate:>8.0f}{beside}")
+        print(f"  one jet of 14 tracks, ONNX Runtime: {latency:.0f} us{beside_one}", flush=True)
     return found
 
 

@@ -32,7 +32,7 @@ from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.perigee import perigee_from_fields
 from selfcal.tagger.vertex_fit import fit_vertices
 from selfcal.tagger.vertex_layer import fit_secondary_vertices
-from selfcal.training.evaluation import log_probabilities, rejections
+from selfcal.training.evaluation import rejections, score_tensors
 from selfcal.training.loop import train_tagger
 from selfcal.training.objectives import supervised_loss
 
@@ -134,7 +134,7 @@ def compare(files: Sequence[Path], jets_per_file: int, epochs: int, seeds: int) 
             bundle, begin = bundle_of(fit, seed), time.process_time()
             train_tagger(bundle.model, train, validation, TrainingConfig(epochs=epochs), seed=seed)
             spent = time.process_time() - begin
-            log_p, _ = log_probabilities(bundle.model, test)
+            log_p = score_tensors(bundle.model, test).log_probability
             losses[fit] = -log_p[np.arange(len(test)), test.flavour.numpy()]
             row: dict[str, Any] = {"seed": seed, "vertex_fit": fit, "cpu_s": round(spent, 1)}
             row["cross_entropy"] = losses[fit].mean()

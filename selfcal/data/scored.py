@@ -21,6 +21,7 @@ class ScoredJets:
     weight : (N,) float64
     fold : (N,) int8, values of ``Fold``
     event : (N,) int64, index of the jet's event: the unit of the bootstrap
+    regressed_pt_gev : (N,) float64, the tagger's estimate of the true pT; None without that head
     """
 
     region: str
@@ -31,6 +32,7 @@ class ScoredJets:
     weight: NDArray[np.float64]
     fold: NDArray[np.int8]
     event: NDArray[np.int64]
+    regressed_pt_gev: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.pt_gev)
@@ -46,11 +48,16 @@ class ScoredJets:
             self.weight[chosen],
             self.fold[chosen],
             self.event[chosen],
+            None if self.regressed_pt_gev is None else self.regressed_pt_gev[chosen],
         )
 
 
 def concatenate(parts: Sequence[ScoredJets]) -> ScoredJets:
-    """All jets of ``parts`` in order; the region name is kept if it is the same, else joined."""
+    """All jets of ``parts`` in order; the region name is kept if it is the same, else joined.
+
+    Regressed momenta are kept where every part has them.
+    """
+    regressed = [part.regressed_pt_gev for part in parts if part.regressed_pt_gev is not None]
     regions = list(dict.fromkeys(part.region for part in parts))
     return ScoredJets(
         "+".join(regions),
@@ -61,4 +68,5 @@ def concatenate(parts: Sequence[ScoredJets]) -> ScoredJets:
         np.concatenate([part.weight for part in parts]),
         np.concatenate([part.fold for part in parts]),
         np.concatenate([part.event for part in parts]),
+        np.concatenate(regressed) if len(regressed) == len(parts) else None,
     )

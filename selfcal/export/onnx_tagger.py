@@ -19,7 +19,13 @@ from selfcal.tagger.bundle import TaggerBundle
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.inputs import jet_columns, track_columns
 
-OUTPUTS = ("log_probability", "probability", "discriminant_b")
+OUTPUTS = {
+    "log_probability": "natural logarithm of the class probabilities, in the order of 'classes'",
+    "probability": "class probabilities, in the order of 'classes'",
+    "discriminant_b": "ln[p_b / (f_c p_c + f_tau p_tau + (1 - f_c - f_tau) p_light)]",
+}
+REGRESSED = {"regressed_pt_gev": "estimate of the jet's true pT, in GeV"}
+"""One more output of a tagger that has the head for it."""
 
 
 class TaggerGraph(nn.Module):
@@ -50,8 +56,11 @@ class TaggerGraph(nn.Module):
         jet: Float[Tensor, "jets 2"],
         tracks: Float[Tensor, "jets tracks fields"],
         valid: Bool[Tensor, "jets tracks"],
-    ) -> tuple[Float[Tensor, "jets flavours"], Float[Tensor, "jets flavours"], Float[Tensor, " jets"]]:
-        """ln p, p and D_b; ``jet`` holds (pT / GeV, eta), ``tracks`` the fields in the file's units."""
+    ) -> tuple[Tensor, ...]:
+        """ln p (N, 4), p (N, 4), D_b (N,), and the regressed pT / GeV (N,) if there is one.
+
+        ``jet`` holds (pT / GeV, eta), ``tracks`` the fields in the file's units.
+        """
         bad_track = (~tracks.isfinite() | (self.positive & (tracks < 0))) & valid[..., None]
         bad_jet = ~jet.isfinite().all(dim=1) | (jet[:, 0] <= 0)
         bad = bad_jet | bad_track.flatten(1).any(dim=1)
@@ -66,15 +75,19 @@ class TaggerGraph(nn.Module):
             valid,
             (jet_features - self.jet_mean) / self.jet_width,
         )
-        logits = self.model(batch, with_origin=False, with_vertex=False).logits
-        logits = torch.where(bad[:, None], torch.nan, logits)
+        output = self.model(batch, with_origin=False, with_vertex=False)
+        logits = torch.where(bad[:, None], torch.nan, output.logits)
         log_probability = logits.log_softmax(dim=1)
         discriminant = discriminant_b(log_probability, self.config.charm_fraction, self.config.tau_fraction)
-        return log_probability, logits.softmax(dim=1), discriminant
+        scores = log_probability, logits.softmax(dim=1), discriminant
+        if output.log_response is None:
+            return scores
+        return *scores, torch.where(bad, torch.nan, pt_gev * output.log_response.exp())
 
 
 def write_tagger(bundle: TaggerBundle, path: Path, working_points: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Write the tagger as ONNX: inputs ``jet``, ``tracks``, ``valid``; outputs :data:`OUTPUTS`.
+    """Write the tagger as ONNX: inputs ``jet``, ``tracks``, ``valid``; outputs :data:`OUTPUTS` and,
+    from a tagger that regresses the true pT, :data:`REGRESSED`.
 
     Numbers of jets and of tracks are free, zero tracks included. The metadata name
     fields, units, classes, the fractions in D_b, and the thresholds ``working_points``
@@ -98,9 +111,13 @@ def write_tagger(bundle: TaggerBundle, path: Path, working_points: Sequence[Mapp
         TaggerGraph(bundle),
         example,
         {"jet": {0: "jets"}, "tracks": axes, "valid": axes},
-        OUTPUTS,
+        tuple(_outputs(bundle)),
         tagger_metadata(bundle, working_points),
     )
+
+
+def _outputs(bundle: TaggerBundle) -> dict[str, str]:
+    return {**OUTPUTS, **(REGRESSED if bundle.config.regress_pt else {})}
 
 
 def refuse_inexpressible(bundle: TaggerBundle) -> None:
@@ -126,11 +143,7 @@ def tagger_metadata(bundle: TaggerBundle, working_points: Sequence[Mapping[str, 
             "tracks": [{"name": name, "unit": track_field_unit(name)} for name in bundle.inputs.track_fields],
             "valid": "true where there is a track; what stands elsewhere is not looked at",
         },
-        "outputs": {
-            "log_probability": "natural logarithm of the class probabilities, in the order of 'classes'",
-            "probability": "class probabilities, in the order of 'classes'",
-            "discriminant_b": "ln[p_b / (f_c p_c + f_tau p_tau + (1 - f_c - f_tau) p_light)]",
-        },
+        "outputs": _outputs(bundle),
         "refused_inputs": "NaN, infinite, negative uncertainty, pt_gev <= 0: all outputs of the jet are NaN",
         "normalisation": "inside the graph",
         "discriminant_b_fractions": {"f_c": config.charm_fraction, "f_tau": config.tau_fraction},

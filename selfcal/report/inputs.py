@@ -349,11 +349,28 @@ class Rejection(Content):
     error: float | None = None
 
 
+class Resolution(Content):
+    scale: float
+    scale_error: float
+    resolution: float
+    resolution_error: float
+
+
+class ResponseRow(Content):
+    flavour: str
+    jets: int
+    before: Resolution
+    after: Resolution
+    resolution_ratio: float | None
+    resolution_ratio_error: float | None
+
+
 class TaggerMetrics(Content):
     """Rejections as a list of rows, or as one row per working point with a key per flavour."""
 
     rejections: list[Rejection]
     summary: dict[str, Any] = {}
+    response: list[ResponseRow] = []
 
     @model_validator(mode="before")
     @classmethod

@@ -53,6 +53,7 @@ from selfcal.report.tables import (
     detector_table,
     predictive_table,
     rejection_table,
+    response_table,
     scale_factor_tables,
     two_roads_table,
 )
@@ -221,6 +222,8 @@ def tagger_section(files: RunFiles, tagger: str, draw: Draw) -> Section:
     def rejections() -> Iterable[Content]:
         metrics = files.read(TAGGER_METRICS, TaggerMetrics)
         yield rejection_table(metrics)
+        if metrics.response:
+            yield response_table(metrics)
         if metrics.summary:
             yield content_table("table_tagger", metrics.summary, "Summary of the tagger.", TAGGER_METRICS)
 

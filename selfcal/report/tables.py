@@ -321,6 +321,35 @@ def rejection_table(metrics: TaggerMetrics) -> Table:
     )
 
 
+def response_table(metrics: TaggerMetrics) -> Table:
+    columns = (
+        "flavour", "jets", "scale before", "scale after", "resolution before", "resolution after",
+        "ratio", "± stat",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(row.flavour),
+            number(row.jets, 0),
+            number(row.before.scale),
+            number(row.after.scale),
+            number(row.before.resolution),
+            number(row.after.resolution),
+            number(row.resolution_ratio, 3, "strong"),
+            number(row.resolution_ratio_error),
+        )
+        for row in metrics.response
+    )
+    return Table(
+        "table_response",
+        columns,
+        rows,
+        "Response pT / true pT of the jets on simulation, before and after the tagger's regression: its "
+        "median (scale), half the width of its central 68 % over the median (resolution), and the ratio of "
+        "the two resolutions.",
+        (TAGGER_METRICS,),
+    )
+
+
 def content_table(name: str, content: object, caption: str, source: str, *, folded: bool = True) -> Table:
     """Any JSON content as two columns, nested keys joined by dots."""
     rows = tuple((Cell(key), _content_cell(value)) for key, value in flatten(content))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,27 +23,41 @@ def device_of(model: FlavourTagger) -> torch.device:
     return next(model.parameters()).device
 
 
-def log_probabilities(
-    model: FlavourTagger, jets: TensorJets, *, with_latent: bool = False
-) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-    """ln p of the classes, (N, 4) float64, and the latent vectors (N, H) if asked for.
+class JetScores(NamedTuple):
+    """What a tagger says about N jets.
+
+    Attributes
+    ----------
+    log_probability : (N, 4) float64, ln p of the classes in ``FLAVOURS`` order
+    latent : (N, H) float32, or None if not asked for
+    log_response : (N,) float64, ln of true pT over pT; None from a tagger without that head
+    """
+
+    log_probability: NDArray[np.float64]
+    latent: NDArray[np.float32] | None = None
+    log_response: NDArray[np.float64] | None = None
+
+
+def score_tensors(model: FlavourTagger, jets: TensorJets, *, with_latent: bool = False) -> JetScores:
+    """What ``model`` says about prepared jets, in their order.
 
     The softmax is taken in float64: probabilities far below float32's epsilon keep their digits.
     """
     was_training, device = model.training, device_of(model)
     model.eval()
-    result = np.empty((len(jets), len(FLAVOURS)))
-    latent: NDArray[np.float32] | None = None
+    log_probability = np.empty((len(jets), len(FLAVOURS)))
+    latent = np.empty((len(jets), model.latent.out_features), np.float32) if with_latent else None
+    log_response = np.empty(len(jets)) if model.response is not None else None
     with torch.no_grad():
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
             output = model(jets.batch(index).to(device), with_origin=False, with_vertex=False)
-            result[index] = output.logits.double().log_softmax(dim=1).cpu().numpy()
-            if with_latent:
-                if latent is None:
-                    latent = np.empty((len(jets), output.latent.shape[1]), dtype=np.float32)
+            log_probability[index] = output.logits.double().log_softmax(dim=1).cpu().numpy()
+            if latent is not None:
                 latent[index] = output.latent.cpu().numpy()
+            if log_response is not None:
+                log_response[index] = output.log_response.cpu().numpy()
     model.train(was_training)
-    return result, latent
+    return JetScores(log_probability, latent, log_response)
 
 
 def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float]:

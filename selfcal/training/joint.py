@@ -37,7 +37,7 @@ from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.working_points import area_under_curve
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from selfcal.training.constraints import Constraints
-from selfcal.training.evaluation import log_probabilities
+from selfcal.training.evaluation import score_tensors
 from selfcal.training.objectives import supervised_loss
 from selfcal.training.region_penalties import PenaltyInputs, RegionPenalty, prepare_penalties
 from selfcal.training.separation import Separation, lost_information, measure_separation
@@ -249,7 +249,7 @@ class _JointStage:
     def _validated(self) -> tuple[float, Separation]:
         """AUC of D_b for b against light, and the separation of all flavours."""
         validation = self.inputs.validation
-        log_p, _ = log_probabilities(self.learnt.tagger, validation)
+        log_p = score_tensors(self.learnt.tagger, validation).log_probability
         flavour = validation.flavour.numpy()
         d_b, weight = discriminant_b(log_p), validation.weight.numpy().astype(np.float64)
         b, light = flavour == B, flavour == LIGHT

@@ -24,7 +24,7 @@ from selfcal.tagger.batching import TensorJets, epoch_batches
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
-from selfcal.training.evaluation import device_of, log_probabilities, summary, validation_losses
+from selfcal.training.evaluation import device_of, score_tensors, summary, validation_losses
 from selfcal.training.objectives import supervised_loss, weighted_total
 from selfcal.training.processes import current_processes
 from selfcal.training.reweighting import reweighted
@@ -210,7 +210,7 @@ class _Training:
         state = self.state
         losses = validation_losses(self.model, self.validation)
         losses["total"] = weighted_total(losses, self.config)
-        log_probability, _ = log_probabilities(self.model, self.validation)
+        log_probability = score_tensors(self.model, self.validation).log_probability
         record: dict[str, Any] = {
             "stage": METRICS_STAGE,
             "epoch": state.epoch,

@@ -1,7 +1,8 @@
 """Scores of a finished tagger written back into files: a copy with more fields, or a friend file.
 
 The fields are ``<tagger>_p{b,c,u,tau}`` of the dataset ``jets``, in the order of the file's jets, as
-puma and the working-point tools of ``ftag`` read them. These also ask for ``pt`` and ``eta``, which a
+puma and the working-point tools of ``ftag`` read them, and, if the tagger regresses the true pT, that
+as ``<tagger>_pt`` in the unit of the file's momenta. The tools also ask for ``pt`` and ``eta``, which a
 copy gets where the file has only ``pt_btagJes`` and ``eta_btagJes``.
 """
 
@@ -16,22 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import SCORE_SUFFIXES
 from selfcal.data.hdf5_file import new_hdf5, open_native, refuse_links, require_dataset
 from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset
+from selfcal.data.units import UnitScales
 from selfcal.errors import DataError
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.scoring import score_jets
+from selfcal.training.scoring import regressed_pt_gev, score_jets
 
 CHUNK_JETS = 20_000
 _CHUNK_ROWS = 4096
 _ALIASES = {"pt": "pt_btagJes", "eta": "eta_btagJes"}
 
 
-def score_fields(tagger: str) -> tuple[str, ...]:
-    """Names of the score fields of a tagger, in class order."""
-    return tuple(f"{tagger}_{suffix}" for suffix in SCORE_SUFFIXES)
+def predicted_fields(config: TaggerConfig) -> tuple[str, ...]:
+    """Names of the fields that a tagger adds: its scores, in class order, and its pT if it has that head."""
+    scores = tuple(f"{config.name}_{suffix}" for suffix in SCORE_SUFFIXES)
+    return (*scores, f"{config.name}_pt") if config.regress_pt else scores
 
 
 def write_copy(
@@ -46,7 +50,7 @@ def write_copy(
     DataError
         If the file cannot be read, lacks an input of the tagger, or has a field of that name.
     """
-    names = score_fields(bundle.config.name)
+    names = predicted_fields(bundle.config)
     with new_hdf5(output) as new, open_native(source) as old:
         refuse_links(old, old, source)
         jets = require_dataset(old, "jets", source)
@@ -72,15 +76,15 @@ def write_copy(
         table = _create(new, len(jets), dtype)
         table.attrs.update(jets.attrs)
         done = 0
-        for chunk, scores in _scored_chunks(bundle, card, source):
+        for chunk, columns in _scored_chunks(bundle, card, source, UnitScales.of(card).momentum_gev):
             block = np.zeros(len(chunk), dtype=dtype)
             stored = jets[done : done + len(chunk)]
             for name in jets.dtype.names:
                 block[name] = stored[name]
             for alias, name in aliases.items():
                 block[alias] = stored[name]
-            for column, name in enumerate(names):
-                block[name] = scores[:, column]
+            for name, values in columns.items():
+                block[name] = values
             table[done : done + len(chunk)] = block
             done += len(chunk)
             on_chunk(done)
@@ -97,24 +101,25 @@ def write_friend(
 ) -> int:
     """Write keys, kinematics and scores of the jets of a file of any format; returns their number.
 
-    Row i of ``jets`` is jet i of the source; ``runNumber``, ``eventNumber`` and ``jet_rank`` join them again.
+    Row i of ``jets`` is jet i of the source; ``runNumber``, ``eventNumber`` and ``jet_rank`` join them
+    again. Momenta are in MeV.
     """
-    names = score_fields(bundle.config.name)
-    columns: dict[str, str] = {
+    types: dict[str, str] = {
         "runNumber": "<i8", "eventNumber": "<i8", "jet_rank": "<i4",
-        "pt_btagJes": "<f4", "eta_btagJes": "<f4", **dict.fromkeys(names, "<f8"),
+        "pt_btagJes": "<f4", "eta_btagJes": "<f4",
+        **dict.fromkeys(predicted_fields(bundle.config), "<f8"),
     }  # fmt: skip
     with new_hdf5(output) as new:
         new.attrs.update({"energy_unit": "MeV", "friend_of": source.name})
-        table = _create(new, n_jets, np.dtype(list(columns.items())))
+        table = _create(new, n_jets, np.dtype(list(types.items())))
         done = 0
-        for chunk, scores in _scored_chunks(bundle, card, source):
+        for chunk, columns in _scored_chunks(bundle, card, source, unit_gev=1e-3):
             block = np.zeros(len(chunk), dtype=table.dtype)
             block["runNumber"], block["eventNumber"] = chunk.run, chunk.event
             block["jet_rank"], block["eta_btagJes"] = chunk.jet_index, chunk.eta
             block["pt_btagJes"] = chunk.pt_gev * np.float32(1000.0)
-            for column, name in enumerate(names):
-                block[name] = scores[:, column]
+            for name, values in columns.items():
+                block[name] = values
             table[done : done + len(chunk)] = block
             done += len(chunk)
             on_chunk(done)
@@ -133,8 +138,13 @@ def _create(file: h5py.File, n_jets: int, dtype: np.dtype[Any]) -> h5py.Dataset:
 
 
 def _scored_chunks(
-    bundle: TaggerBundle, card: DataCard, source: Path
-) -> Iterator[tuple[Jets, NDArray[np.float64]]]:
-    """The jets of a file and their class probabilities, chunk by chunk."""
+    bundle: TaggerBundle, card: DataCard, source: Path, unit_gev: float
+) -> Iterator[tuple[Jets, dict[str, NDArray[np.float64]]]]:
+    """The jets of a file chunk by chunk, each with what the tagger adds; momenta in units of ``unit_gev``."""
+    names = predicted_fields(bundle.config)
     for jets in read_dataset(card, [source], Wanted(labels=False), chunk_jets=CHUNK_JETS):
-        yield jets, np.exp(score_jets(bundle, jets)[0])
+        scores = score_jets(bundle, jets)
+        values = list(np.exp(scores.log_probability).T)
+        if scores.log_response is not None:
+            values.append(regressed_pt_gev(jets, scores) / unit_gev)
+        yield jets, dict(zip(names, values, strict=True))

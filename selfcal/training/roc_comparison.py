@@ -31,7 +31,7 @@ def compare_rejections(
     weight = np.concatenate([jets.weight for jets in samples])
     arrays: dict[str, NDArray[np.float64]] = {}
     for when, bundle in (("before", before), ("after", after)):
-        log_probability = np.concatenate([score_jets(bundle, jets)[0] for jets in samples])
+        log_probability = np.concatenate([score_jets(bundle, jets).log_probability for jets in samples])
         d_b = discriminant_b(log_probability, tagger.charm_fraction, tagger.tau_fraction)
         for name, index in (("light", LIGHT), ("c", C)):
             b, other = flavour == B, flavour == index

@@ -17,23 +17,24 @@ from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
 from selfcal.tagger.bundle import TaggerBundle
+from selfcal.training.evaluation import JetScores
 from selfcal.training.samples import Correction, read_card
-from selfcal.training.scoring import score_jets
+from selfcal.training.scoring import regressed_pt_gev, score_jets
 
-Scorer = Callable[[Jets], NDArray[np.float64]]
-"""ln p of the classes, (N, K) float64, of N jets."""
+Scorer = Callable[[Jets], JetScores]
+"""What is known of N jets from their tagger."""
 
 
 def scorer_of(bundle: TaggerBundle) -> Scorer:
     """The scores that a tagger of ours gives."""
-    return lambda jets: score_jets(bundle, jets)[0]
+    return lambda jets: score_jets(bundle, jets)
 
 
-def given_scores(jets: Jets) -> NDArray[np.float64]:
+def given_scores(jets: Jets) -> JetScores:
     """The scores that came with the jets."""
     if jets.log_score is None:
         raise DataError(f"the jets of '{jets.dataset}' were read without scores")
-    return jets.log_score
+    return JetScores(jets.log_score)
 
 
 def score_datasets(
@@ -92,8 +93,9 @@ def scored(
     """Scores, kinematics and folds of all ``parts`` of one dataset."""
     columns: dict[str, list[NDArray[Any]]] = {}
     for jets in parts:
+        scores = scorer(jets)
         chunk: dict[str, NDArray[Any]] = {
-            "log_probability": scorer(jets),
+            "log_probability": scores.log_probability,
             "pt_gev": jets.pt_gev.astype(np.float64),
             "abs_eta": jets.abs_eta.astype(np.float64),
             "flavour": jets.flavour if labelled else np.full(len(jets), -1, dtype=np.int8),
@@ -102,6 +104,8 @@ def scored(
             "run": jets.run,
             "event": jets.event,
         }
+        if scores.log_response is not None:
+            chunk["regressed_pt_gev"] = regressed_pt_gev(jets, scores)
         for name, values in chunk.items():
             columns.setdefault(name, []).append(values)
     whole: dict[str, NDArray[Any]] = {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.evaluation import log_probabilities
+from selfcal.training.evaluation import JetScores, score_tensors
 
 CHUNK_JETS = 20_000
 
@@ -21,8 +20,8 @@ def score_jets(
     *,
     with_latent: bool = False,
     on_chunk: Callable[[int], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-    """ln p of the classes in ``FLAVOURS`` order, (N, 4) float64, and the latents (N, H) if asked for.
+) -> JetScores:
+    """What the tagger says about ``jets``; the latents if asked for, the response if it has that head.
 
     A jet's scores do not depend on the other jets, up to the rounding of float32.
 
@@ -31,14 +30,28 @@ def score_jets(
     DataError
         If ``jets`` lack a field that the tagger needs, or hold NaN or infinite inputs.
     """
-    scores, latents = [np.empty((0, len(FLAVOURS)))], []
-    for first in range(0, len(jets), CHUNK_JETS):
+    parts = []
+    for first in range(0, len(jets), CHUNK_JETS) or (0,):
         chunk = jets.select(np.arange(first, min(first + CHUNK_JETS, len(jets))))
-        score, latent = log_probabilities(bundle.model, bundle.tensors(chunk), with_latent=with_latent)
-        scores.append(score)
-        if latent is not None:
-            latents.append(latent)
+        parts.append(score_tensors(bundle.model, bundle.tensors(chunk), with_latent=with_latent))
         if on_chunk:
             on_chunk(first + len(chunk))
-    empty = np.empty((0, bundle.config.latent), np.float32)
-    return np.concatenate(scores), np.concatenate([empty, *latents]) if with_latent else None
+    return join_scores(parts)
+
+
+def regressed_pt_gev(jets: Jets, scores: JetScores) -> NDArray[np.float64]:
+    """pT exp(r), (N,), with r the tagger's ln of true pT over pT; a ValueError if it has no such head."""
+    if scores.log_response is None:
+        raise ValueError("the tagger has no head for the response")
+    return jets.pt_gev.astype(np.float64) * np.exp(scores.log_response)
+
+
+def join_scores(parts: Sequence[JetScores]) -> JetScores:
+    """The jets of all ``parts`` (one at least, of one tagger) in order."""
+    latents = [part.latent for part in parts if part.latent is not None]
+    responses = [part.log_response for part in parts if part.log_response is not None]
+    return JetScores(
+        np.concatenate([part.log_probability for part in parts]),
+        np.concatenate(latents) if latents else None,
+        np.concatenate(responses) if responses else None,
+    )

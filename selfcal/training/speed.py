@@ -12,7 +12,7 @@ import torch
 from selfcal.config.training import TrainingConfig
 from selfcal.data.jets import Jets
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.evaluation import log_probabilities
+from selfcal.training.evaluation import score_tensors
 from selfcal.training.objectives import supervised_loss
 
 TIMED_JETS = 4096
@@ -34,7 +34,7 @@ def measure_speed(bundle: TaggerBundle, samples: Sequence[Jets], training: Train
         for index in batches:
             supervised_loss(bundle.model, chosen.batch(index), training)[0].total.backward()  # type: ignore[no-untyped-call]
 
-    train_s, score_s = _cpu_seconds(train), _cpu_seconds(lambda: log_probabilities(bundle.model, chosen))
+    train_s, score_s = _cpu_seconds(train), _cpu_seconds(lambda: score_tensors(bundle.model, chosen))
     bundle.model.zero_grad(set_to_none=True)
     return {
         "jets": len(chosen),

@@ -23,8 +23,9 @@ from selfcal.tagger.working_points import roc_curve
 from selfcal.training.evaluation import add_bootstrap_errors, rejections, summary
 from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
 from selfcal.training.processes import current_processes
+from selfcal.training.response import measure_response
 from selfcal.training.samples import for_validation, jets_in_fold, training_fold
-from selfcal.training.scoring import score_jets
+from selfcal.training.scoring import regressed_pt_gev, score_jets
 from selfcal.training.speed import measure_speed
 
 TRAIN = "train"
@@ -36,9 +37,9 @@ def run_train(context: RunContext) -> list[Path]:
 
     Writes the bundle ``checkpoints/tagger/``; ``results/tagger_metrics.json``: learning curve,
     rejections at the working points on the measure fold of the working-point region's
-    simulation, and those of D_c and D_tau; ``results/roc.safetensors``: ``<background>_signal``,
-    ``_background``, ``_threshold``; ``results/tagger_speed.json``. Continues from
-    ``checkpoints/training.safetensors``.
+    simulation, those of D_c and D_tau, and what the regression of pT gains, if there is one;
+    ``results/roc.safetensors``: ``<background>_signal``, ``_background``, ``_threshold``;
+    ``results/tagger_speed.json``. Continues from ``checkpoints/training.safetensors``.
 
     Raises
     ------
@@ -115,12 +116,16 @@ def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, Ten
 
 @dataclass(frozen=True)
 class Measured:
-    """N labelled jets with their scores: ln p (N, 4), flavour, weight and number of the event (N,)."""
+    """N labelled jets with their scores: ln p (N, 4); flavour, weight and number of the event (N,).
+
+    With a head for it also the momenta (3, N): pT, the regressed and the true one, NaN where that is unknown.
+    """
 
     log_probability: NDArray[np.float64]
     flavour: NDArray[np.int8]
     weight: NDArray[np.float64]
     event: NDArray[np.int64]
+    pt_gev: NDArray[np.float64] | None = None
 
 
 def measure_tagger(context: RunContext, bundle: TaggerBundle, result: TrainingResult) -> list[Path]:
@@ -148,6 +153,11 @@ def measure_tagger(context: RunContext, bundle: TaggerBundle, result: TrainingRe
             "tau": _other_working_points(context, bundle, measured, "tau", tagger.tau.working_points),
         },
     }
+    if measured.pt_gev is not None:
+        pt_gev, regressed, true = measured.pt_gev
+        metrics["response"] = measure_response(
+            pt_gev, regressed, true, flavour, measured.event, seed=context.config.seed
+        )
     curves: dict[str, np.ndarray[Any, Any]] = {}
     signal = flavour == B
     for k, name in enumerate(FLAVOURS):
@@ -233,14 +243,19 @@ def _samples(context: RunContext, region: str) -> list[Jets]:
 
 
 def _measured(context: RunContext, bundle: TaggerBundle, region: str) -> Measured:
-    scores, events, samples = [], [], _samples(context, region)
+    scores, events, momenta, samples = [], [], [], _samples(context, region)
     for jets in samples:
         tracker = context.progress(f"scoring {jets.dataset}", len(jets))
-        scores.append(score_jets(bundle, jets, on_chunk=tracker.update)[0])
+        scores.append(score_jets(bundle, jets, on_chunk=tracker.update))
+        if bundle.config.regress_pt:
+            unknown = np.full(len(jets), np.nan)
+            true = unknown if jets.truth_pt_gev is None else jets.truth_pt_gev
+            momenta.append(np.stack([jets.pt_gev, regressed_pt_gev(jets, scores[-1]), true]))
         events.append(event_hash(jets.dataset, jets.run, jets.event).astype(np.int64))
     return Measured(
-        np.concatenate(scores),
+        np.concatenate([part.log_probability for part in scores]),
         np.concatenate([jets.flavour for jets in samples]),
         np.concatenate([jets.weight for jets in samples]),
         np.concatenate(events),
+        np.concatenate(momenta, axis=1) if momenta else None,
     )

@@ -14,7 +14,7 @@ from selfcal.errors import ConfigError
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
-from selfcal.training.scoring import score_jets
+from selfcal.training.scoring import regressed_pt_gev, score_jets
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
@@ -56,7 +56,7 @@ def bundle_and_session(tmp_path_factory):
 
 
 def largest_deviation(bundle, session, jets, batch: int) -> float:
-    expected, _ = score_jets(bundle, jets)
+    expected = score_jets(bundle, jets).log_probability
     worst = 0.0
     for first in range(0, len(jets), batch):
         index = np.arange(first, min(first + batch, len(jets)))
@@ -75,7 +75,7 @@ def largest_deviation(bundle, session, jets, batch: int) -> float:
 def test_scores_equal_those_of_pytorch(bundle_and_session, make_jets):
     bundle, session = bundle_and_session
     jets = make_jets([0, 0, 1, *np.random.default_rng(2).poisson(8, 10_000)], seed=2)
-    spread = np.exp(score_jets(bundle, jets)[0])
+    spread = np.exp(score_jets(bundle, jets).log_probability)
     assert spread.min() < 0.01
     assert spread.max() > 0.9
     assert largest_deviation(bundle, session, jets, batch=500) <= 1e-5
@@ -140,6 +140,21 @@ def test_deep_sets_too(make_jets, tmp_path):
     session = onnxruntime.InferenceSession(write_tagger(bundle, tmp_path / "tagger.onnx"))
     jets = make_jets([0, 0, 1, 30, *np.random.default_rng(2).poisson(8, 500)], seed=2)
     assert largest_deviation(bundle, session, jets, batch=100) <= 1e-5
+
+
+def test_a_regressed_pt_is_one_more_output(make_jets, tmp_path):
+    bundle = make_bundle(make_jets(8, jets=500), regress_pt=True)
+    session = onnxruntime.InferenceSession(write_tagger(bundle, tmp_path / "tagger.onnx"))
+    jets = make_jets([0, 0, 1, 30, *np.random.default_rng(2).poisson(8, 500)], seed=2)
+    scores = score_jets(bundle, jets)
+    inputs = onnx_inputs(jets, np.arange(len(jets)))
+    named = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True))
+    np.testing.assert_allclose(named["regressed_pt_gev"], regressed_pt_gev(jets, scores), rtol=1e-5)
+    assert np.ptp(named["regressed_pt_gev"] / jets.pt_gev) > 1e-3
+    np.testing.assert_allclose(named["probability"], np.exp(scores.log_probability), atol=1e-5)
+    inputs["jet"][1, 0] = -1.0
+    (refused,) = session.run(["regressed_pt_gev"], inputs)
+    assert np.flatnonzero(np.isnan(refused)).tolist() == [1]
 
 
 @pytest.mark.parametrize("choices", [{"kind": "recurrent"}, {"attention_bias": True}, {"vertex_fit": True}])

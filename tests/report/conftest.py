@@ -83,6 +83,7 @@ def write_synthetic_run(
                 for point in WORKING_POINTS
             ],
             "summary": {"accuracy": 0.81, "auc_b_light": 0.993},
+            "response": [] if small else [_response("b", 1200, 0.81), _response("light", 900, 0.96)],
         },
     )
     write_json(
@@ -238,6 +239,19 @@ def _coverage(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if row["value"] is not None
     ]
     return {"schema_version": 1, "rows": table, "summary": {"toys": 1000, "passed": False, "flagged": [1]}}
+
+
+def _response(flavour: str, jets: int, ratio: float) -> dict[str, Any]:
+    before = {"scale": 0.93, "scale_error": 0.003, "resolution": 0.21, "resolution_error": 0.004}
+    after = {**before, "scale": 1.002, "resolution": 0.21 * ratio}
+    return {
+        "flavour": flavour,
+        "jets": jets,
+        "before": before,
+        "after": after,
+        "resolution_ratio": ratio,
+        "resolution_ratio_error": 0.012,
+    }
 
 
 def _scale_factors(random: np.random.Generator, tagger: str, small: bool) -> dict[str, Any]:

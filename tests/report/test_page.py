@@ -182,6 +182,19 @@ def test_closure_table_puts_held_out_rows_first_and_colours_by_significance(repo
         assert int(style) == min(3, int(abs(row["ratio_uncalibrated"] - 1) / row["error"]))
 
 
+def test_the_gain_of_the_regression_is_shown_where_there_is_one(report, small_report):
+    rows = json.loads((report.path / "results/tagger_metrics.json").read_text())["response"]
+    cells = rows_of(Page(report.html), "table_response")
+    assert [line[0][0] for line in cells] == ["b", "light"]
+    for line, row in zip(cells, rows, strict=True):
+        shown = [float(cell[1]) for cell in line[1:]]
+        scales = [row["before"]["scale"], row["after"]["scale"]]
+        widths = [row["before"]["resolution"], row["after"]["resolution"]]
+        ratio = [row["resolution_ratio"], row["resolution_ratio_error"]]
+        assert shown == [row["jets"], *scales, *widths, *ratio]
+    assert "table_response" not in small_report.html
+
+
 def test_unmeasured_and_extrapolated_rows_are_said_loudly(report):
     alarms = re.findall(
         r'<p class="warning" role="alert"><strong>Attention:</strong> ([^<]+)</p>', report.html

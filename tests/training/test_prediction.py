@@ -17,7 +17,7 @@ from selfcal.cli.app import main
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
-from selfcal.tagger.bundle import TaggerBundle, save_bundle
+from selfcal.tagger.bundle import TaggerBundle, build_tagger, save_bundle
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.working_points import thresholds
 from selfcal.training.scoring import score_jets
@@ -55,7 +55,7 @@ def test_a_copy_is_the_file_with_four_more_fields(run: Path, source: Path, bundl
     assert main(["predict", str(run), str(source), "-q"]) == 0
     copy = run / "predictions" / "x.h5"
     jets = read_jets(source, "x")
-    np.testing.assert_allclose(scores_in(copy), np.exp(score_jets(bundle, jets)[0]), rtol=1e-12)
+    np.testing.assert_allclose(scores_in(copy), np.exp(score_jets(bundle, jets).log_probability), rtol=1e-12)
     np.testing.assert_allclose(scores_in(copy).sum(axis=1), 1.0, rtol=1e-12)
     with h5py.File(source) as old, h5py.File(copy) as new:
         assert set(old) == set(new) == {"jets", "tracks", "closure_truth"}
@@ -77,6 +77,42 @@ def test_a_friend_joins_by_keys(run: Path, source: Path, tmp_path: Path) -> None
     with h5py.File(friend) as one, h5py.File(source) as other:
         for name in ("runNumber", "eventNumber", "jet_rank", "eta_btagJes"):
             np.testing.assert_array_equal(one["jets"][name], other["jets"][name])
+
+
+@pytest.mark.parametrize(("unit", "momentum_gev"), [("MeV", 1e-3), ("GeV", 1.0)])
+def test_a_regressed_pt_is_written_in_the_unit_of_the_file(
+    unit: str, momentum_gev: float, source: Path, bundle: TaggerBundle, tmp_path: Path
+) -> None:
+    """A file in GeV, read with a card that says so, has the same momenta; a friend is in MeV always."""
+    config = bundle.config.model_copy(update={"regress_pt": True})
+    model = build_tagger(config, bundle.inputs, bundle.normalisation, seed=4)
+    model.eval()
+    regressing = TaggerBundle(config, bundle.inputs, bundle.normalisation, model)
+    save_bundle(regressing, tmp_path / "run" / "checkpoints" / "tagger_final")
+    with h5py.File(source, "r+") as file:
+        jets = file["jets"][:]
+        jets["pt_btagJes"] *= 1e-3 / momentum_gev
+        file["jets"][...] = jets
+        tracks = file["tracks"][:]
+        for name in ("qOverP", "qOverPUncertainty"):
+            tracks[name] *= momentum_gev / 1e-3
+        file["tracks"][...] = tracks
+    card = tmp_path / "card.yaml"
+    card.write_text(f"name: x\nrole: simulation\nregion: any\nfiles: [x.h5]\nunits: {{momentum: {unit}}}\n")
+    words = ["predict", str(tmp_path / "run"), str(source), "--card", str(card), "-q"]
+    assert main([*words, "-o", str(tmp_path / "c")]) == 0
+    assert main([*words, "--friend", "-o", str(tmp_path / "f")]) == 0
+    with h5py.File(tmp_path / "c" / "x.h5") as copy, h5py.File(tmp_path / "f" / "x.friend.h5") as friend:
+        in_file = read_jets(source, "x") if unit == "MeV" else None
+        ratio = copy["jets"]["SelfCal_pt"] / copy["jets"]["pt_btagJes"]
+        if in_file is not None:
+            np.testing.assert_allclose(ratio, np.exp(score_jets(regressing, in_file).log_response), rtol=1e-6)
+        np.testing.assert_allclose(
+            friend["jets"]["SelfCal_pt"] / friend["jets"]["pt_btagJes"], ratio, rtol=1e-5
+        )
+        assert 1e4 < np.median(friend["jets"]["SelfCal_pt"]) < 1e6
+        assert 1e4 < np.median(copy["jets"]["SelfCal_pt"]) * momentum_gev / 1e-3 < 1e6
+        assert np.ptp(ratio) > 1e-3
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(
@@ -121,7 +157,7 @@ def test_the_working_point_tool_of_atlas_gives_our_thresholds(
              "--effs", "60", "77", "--num_jets", "3000"]
         )  # fmt: skip
     jets = read_jets(source, "x")
-    discriminant = discriminant_b(score_jets(bundle, jets)[0], 0.2, 0.01)
+    discriminant = discriminant_b(score_jets(bundle, jets).log_probability, 0.2, 0.01)
     signal = discriminant[jets.flavour == 0]
     expected = thresholds(signal, np.ones(len(signal)), [0.60, 0.77])
     found = [points["SelfCal"][point]["cut_value"] for point in ("60", "77")]

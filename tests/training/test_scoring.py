@@ -13,33 +13,34 @@ from selfcal.training.scoring import score_jets
 
 def test_log_probabilities_are_normalised_and_in_the_order_of_the_jets(setup, make_jets):
     bundle, jets = setup().bundle, make_jets(6, jets=100)
-    scores, latent = score_jets(bundle, jets, with_latent=True)
+    scores, latent, _ = score_jets(bundle, jets, with_latent=True)
     assert scores.dtype == np.float64
     np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, rtol=1e-12)
     assert latent.shape == (100, bundle.config.latent)
     for i in (0, 17, 99):
-        alone, alone_latent = score_jets(bundle, jets.select(np.array([i])), with_latent=True)
+        alone, alone_latent, _ = score_jets(bundle, jets.select(np.array([i])), with_latent=True)
         np.testing.assert_allclose(np.exp(scores[i]), np.exp(alone[0]), atol=1e-6)
         np.testing.assert_allclose(latent[i], alone_latent[0], atol=1e-5)
 
 
 def test_chunks_change_nothing(setup, make_jets, monkeypatch):
     bundle, jets = setup().bundle, make_jets(6, jets=100)
-    whole, nothing = score_jets(bundle, jets)
+    whole, nothing, _ = score_jets(bundle, jets)
     monkeypatch.setattr(scoring, "CHUNK_JETS", 30)
     seen = []
-    parts, _ = score_jets(bundle, jets, on_chunk=seen.append)
+    parts, _, no_head = score_jets(bundle, jets, on_chunk=seen.append)
     assert nothing is None
+    assert no_head is None
     assert seen == [30, 60, 90, 100]
     np.testing.assert_allclose(np.exp(parts), np.exp(whole), atol=1e-6)
 
 
 def test_no_jets_and_jets_without_tracks(setup, make_jets):
     bundle = setup().bundle
-    scores, latent = score_jets(bundle, make_jets([]), with_latent=True)
+    scores, latent, _ = score_jets(bundle, make_jets([]), with_latent=True)
     assert scores.shape == (0, 4)
     assert latent.shape == (0, bundle.config.latent)
-    assert np.isfinite(score_jets(bundle, make_jets([0, 0]))[0]).all()
+    assert np.isfinite(score_jets(bundle, make_jets([0, 0])).log_probability).all()
 
 
 def test_bad_inputs_are_refused(setup, make_jets):

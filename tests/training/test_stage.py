@@ -17,6 +17,7 @@ from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.score_files import load_scores
+from selfcal.data.scored import concatenate
 from selfcal.errors import ConfigError, DataError
 from selfcal.run.atomic import read_arrays
 from selfcal.run.context import RunContext
@@ -92,7 +93,7 @@ def test_outputs_say_what_the_saved_tagger_does(context):
     card = context.cards[0]
     (jets,) = read_card(context, card)
     jets = jets.select(fold_of(jets, context.config.data.simulation_folds) == Fold.MEASURE)
-    discriminant = discriminant_b(score_jets(bundle, jets)[0])
+    discriminant = discriminant_b(score_jets(bundle, jets).log_probability)
     signal = jets.flavour == B
     for row in metrics["working_points"]:
         passed = discriminant >= row["threshold"]
@@ -103,7 +104,7 @@ def test_outputs_say_what_the_saved_tagger_does(context):
         other = metrics["other_discriminants"][name]
         assert other["region"] == region
         points = getattr(context.config.tagger, {"c": "charm", "tau": "tau"}[name]).working_points
-        values = discriminant_of(name, score_jets(bundle, jets)[0], context.config.tagger)
+        values = discriminant_of(name, score_jets(bundle, jets).log_probability, context.config.tagger)
         mine = jets.flavour == FLAVOURS.index(name)
         assert [row["working_point"] for row in other["working_points"]] == list(points)
         for row in other["working_points"]:
@@ -134,6 +135,36 @@ def test_only_simulation_keeps_its_labels(context):
         np.testing.assert_array_equal(np.unique(scored.event), np.arange(len(np.unique(jets.event))))
         expected = fold_of(jets, context.config.data.folds_for(card.role))
         np.testing.assert_array_equal(scored.fold, expected)
+
+
+def test_the_regressed_pt_reaches_metrics_and_scores(context, make_jets, tmp_path):
+    """True pT of b jets is larger than measured, of light ones smaller: the flavour tells."""
+    factor = np.exp([0.3, 0.1, -0.2, -0.1])
+    for seed, name in enumerate(("sim_a", "sim_b")):
+        jets = replace(make_jets(5, jets=900, seed=seed), dataset=name)
+        true = {"ptTruth": (1000.0 * jets.pt_gev * factor[jets.flavour]).astype(np.float32)}
+        write_jets(tmp_path / f"{name}.h5", jets, labels=True, jet_fields=true)
+    tagger = context.config.tagger.model_copy(update={"regress_pt": True})
+    context = replace(context, config=context.config.model_copy(update={"tagger": tagger}))
+    run_train(context)
+    metrics = json.loads((context.directory.results / "tagger_metrics.json").read_text())
+    rows = {row["flavour"]: row for row in metrics["response"]}
+    for flavour, wanted in zip(FLAVOURS, factor, strict=True):
+        assert rows[flavour]["before"]["scale"] == pytest.approx(1 / wanted, rel=1e-4)
+        assert rows[flavour]["before"]["resolution"] < 1e-4
+    after = [abs(rows[name]["after"]["scale"] - 1) for name in ("b", "light")]
+    assert max(after) < 0.5 * (1 - 1 / factor[0])
+    bundle = load_bundle(context.directory.checkpoints / "tagger")
+    path = score_datasets(context, scorer_of(bundle))[0]
+    scored = load_scores(path, "a")
+    (jets,) = read_card(context, context.cards[0])
+    scores = score_jets(bundle, jets)
+    np.testing.assert_allclose(scored.regressed_pt_gev, jets.pt_gev * np.exp(scores.log_response), rtol=1e-6)
+    b = scored.select(scored.flavour == B)
+    assert np.median(b.regressed_pt_gev / b.pt_gev) > 1.15
+    joined = concatenate([b, replace(b, regressed_pt_gev=None)])
+    assert joined.regressed_pt_gev is None
+    assert len(concatenate([b, b]).regressed_pt_gev) == 2 * len(b)
 
 
 def test_the_working_point_region_must_be_simulated(context):
