@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show
 from bench.tagger import ask_salt
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
@@ -34,18 +35,13 @@ from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
 from selfcal.tagger.batching import TensorJets, epoch_batches, join
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
-from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, common_inputs, compute_features
-from selfcal.training.evaluation import rejections, score_tensors
+from selfcal.training.evaluation import score_tensors
 from selfcal.training.objectives import supervised_loss
 from selfcal.training.samples import for_validation
 from selfcal.training.schedule import learning_rate
 
 SIZE = "medium"
-WORKING_POINTS = (0.60, 0.70, 0.77, 0.85)
-BACKGROUNDS = ("light", "c")
-REPLICAS = 200
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -136,81 +132,6 @@ def write_archive(path: Path, contest: Contest, orders: dict[int, NDArray[np.int
     return path
 
 
-def rejected(
-    scores: Sequence[Scores], flavour: NDArray[np.int64], weight: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """ln of the rejections (trainings, working points, backgrounds)."""
-    found = np.empty((len(scores), len(WORKING_POINTS), len(BACKGROUNDS)))
-    for k, log_p in enumerate(scores):
-        rows = rejections(discriminant_b(log_p), flavour, weight, WORKING_POINTS)
-        found[k] = [[-np.log(row[name]["efficiency"]) for name in BACKGROUNDS] for row in rows]
-    return found
-
-
-def compare(ours: Sequence[Scores], salt: Sequence[Scores], contest: Contest) -> list[dict[str, Any]]:
-    """Rejections (geometric means over trainings) and their ratio, per working point and background.
-
-    ``jets_error`` is the relative error of the ratio from the number of test jets (paired bootstrap over
-    events), ``trainings_error`` that from the number of trainings (standard error over seeds).
-    """
-    flavour = contest.test.flavour.numpy()
-    _, number = np.unique(contest.event, return_inverse=True)
-    ones = np.ones(len(flavour))
-    a, b = rejected(ours, flavour, ones), rejected(salt, flavour, ones)
-    generator = np.random.default_rng(0)
-    drawn = []
-    for _ in range(REPLICAS):
-        weight = generator.poisson(1.0, number.max() + 1)[number].astype(np.float64)
-        kept = weight > 0
-        mine, theirs = (
-            rejected([log_p[kept] for log_p in scores], flavour[kept], weight[kept])
-            for scores in (ours, salt)
-        )
-        drawn.append((mine - theirs).mean(axis=0))
-    jets_error = np.std(drawn, axis=0, ddof=1)
-    change = a - b
-    seeds = len(change)
-    trainings_error = (
-        change.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.full(a.shape[1:], np.nan)
-    )
-    rows = []
-    for i, point in enumerate(WORKING_POINTS):
-        for j, name in enumerate(BACKGROUNDS):
-            rows.append(
-                {
-                    "efficiency": point,
-                    "background": name,
-                    "ours": float(np.exp(a[:, i, j].mean())),
-                    "salt": float(np.exp(b[:, i, j].mean())),
-                    "ratio": float(np.exp(change[:, i, j].mean())),
-                    "jets_error": float(jets_error[i, j]),
-                    "trainings_error": float(trainings_error[i, j]),
-                    "ratios": np.exp(change[:, i, j]).round(3).tolist(),
-                }
-            )
-    return rows
-
-
-def cross_entropy(scores: Sequence[Scores], flavour: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-ln p of the true flavour, mean over trainings, (N,)."""
-    each: NDArray[np.float64] = np.mean(
-        [-log_p[np.arange(len(flavour)), flavour] for log_p in scores], axis=0
-    )
-    return each
-
-
-def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    print(
-        f"\n{title}\n  b eff.  against   ours    salt    ratio ± jets ± trainings   each training", flush=True
-    )
-    for row in rows:
-        errors = f"± {row['jets_error']:.3f} ± {row['trainings_error']:.3f}"
-        print(
-            f"  {row['efficiency']:.2f}    {row['background']:<6}{row['ours']:>9.2f}{row['salt']:>8.2f}"
-            f"{row['ratio']:>9.3f} {errors}      {row['ratios']}"
-        )
-
-
 def main(words: list[str] | None = None) -> None:
     """Train, compare, print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -267,12 +188,12 @@ def main(words: list[str] | None = None) -> None:
     if archive is None:
         print("salt: skipped, its Python is not given (--salt or SALT_PYTHON)")
     for losses in choices.losses if archive else []:
-        change = cross_entropy(found["ours"], flavour) - cross_entropy(found[losses], flavour)
-        error = float(change.std() / np.sqrt(len(change)))
-        rows = compare(found["ours"], found[losses], contest)
-        show(f"{choices.steps} steps of {choices.batch} jets, salt with {losses} losses", rows)
-        print(f"  cross entropy, ours - salt: {change.mean():+.4f} ± {error:.4f}", flush=True)
-        summary[losses] = {"rejections": rows, "cross_entropy_change": [float(change.mean()), error]}
+        rows = compare_rejections(found["ours"], found[losses], flavour, contest.event)
+        title = f"{choices.steps} steps of {choices.batch} jets, salt with {losses} losses"
+        show(title, "ours", "salt", rows)
+        change, error = cross_entropy_change(found["ours"], found[losses], flavour)
+        print(f"  cross entropy, ours - salt: {change:+.4f} ± {error:.4f}", flush=True)
+        summary[losses] = {"rejections": rows, "cross_entropy_change": [change, error]}
     print(json.dumps(summary))
 
 

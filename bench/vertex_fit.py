@@ -20,23 +20,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.data.flavours import B
+from selfcal.data.folds import event_hash
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import ORIGINS
 from selfcal.tagger.batching import TensorJets, join, sorted_batches
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
-from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.perigee import perigee_from_fields
 from selfcal.tagger.vertex_fit import fit_vertices
 from selfcal.tagger.vertex_layer import fit_secondary_vertices
-from selfcal.training.evaluation import rejections, score_tensors
+from selfcal.training.evaluation import score_tensors
 from selfcal.training.loop import train_tagger
 from selfcal.training.objectives import supervised_loss
 
-WORKING_POINTS = (0.60, 0.70, 0.77, 0.85)
 BATCH = 512
 TRACKS_OF_A_VERTEX = 1.5
 """A vertex counts as found when its tracks have this much weight together."""
@@ -128,29 +128,26 @@ def compare(files: Sequence[Path], jets_per_file: int, epochs: int, seeds: int) 
     is_b = np.flatnonzero(tests[0].flavour == B)
     b_jets = preparing.tensors(tests[0].select(is_b))
     b_lxy = true_lxy[jets_per_file + len(few[0]) :][is_b]
+    flavour = test.flavour.numpy()
+    event = np.concatenate(
+        [event_hash(jets.dataset, jets.run, jets.event).astype(np.int64) for jets in tests]
+    )
+    scores: dict[bool, list[Scores]] = {False: [], True: []}
     for seed in range(1, seeds + 1):
-        losses: dict[bool, NDArray[np.float64]] = {}
         for fit in (False, True):
             bundle, begin = bundle_of(fit, seed), time.process_time()
             train_tagger(bundle.model, train, validation, TrainingConfig(epochs=epochs), seed=seed)
             spent = time.process_time() - begin
-            log_p = score_tensors(bundle.model, test).log_probability
-            losses[fit] = -log_p[np.arange(len(test)), test.flavour.numpy()]
+            scores[fit].append(score_tensors(bundle.model, test).log_probability)
             row: dict[str, Any] = {"seed": seed, "vertex_fit": fit, "cpu_s": round(spent, 1)}
-            row["cross_entropy"] = losses[fit].mean()
-            points = rejections(
-                discriminant_b(log_p), test.flavour.numpy(), np.ones(len(test)), WORKING_POINTS
-            )
-            for name in ("c", "light"):
-                row[f"{name} rejection"] = {
-                    point["working_point"]: [point[name]["rejection"], point[name]["rejection_error"]]
-                    for point in points
-                }
+            row["cross_entropy"] = cross_entropy(scores[fit][-1:], flavour).mean()
             row["lxy"] = vertex_resolution(bundle, b_jets, b_lxy)
             print(json.dumps(row), flush=True)
-        change = losses[True] - losses[False]
-        error = change.std() / np.sqrt(len(change))
-        print(json.dumps({"seed": seed, "cross entropy, with - without": [change.mean(), error]}), flush=True)
+        # After each pair what is known so far, so that the last table is the result.
+        rows = compare_rejections(scores[True], scores[False], flavour, event)
+        show(f"rejections after {seed} pair(s) of trainings", "with", "without", rows)
+        change, error = cross_entropy_change(scores[True], scores[False], flavour)
+        print(json.dumps({"pairs": seed, "cross entropy, with - without": [change, error]}), flush=True)
 
 
 def main() -> None:
@@ -160,7 +157,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="native files of simulation, tt̄ first")
     parser.add_argument("--jets", type=int, default=6000, help="training jets of each file (default 6000)")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     compare(arguments.files, arguments.jets, arguments.epochs, arguments.seeds)
