@@ -82,7 +82,7 @@ class RegionPopulation:
         for jets in self.chunks:
             inside = np.flatnonzero(wanted[first : first + len(jets)])
             chosen = smear(jets.select(inside), parameters, self.donors, self.seed)
-            result[first + inside] = score_jets(bundle, chosen)[0]
+            result[first + inside] = score_jets(bundle, chosen).log_probability
             first += len(jets)
         return result
 
