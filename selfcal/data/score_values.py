@@ -14,9 +14,15 @@ FLOOR = 1e-9
 underflowed to zero has no information below it; a larger floor would change scores that have."""
 
 
-def log_scores(probabilities: NDArray[np.float64], classes: Sequence[str], where: str) -> NDArray[np.float64]:
-    """ln p, (N, K), of K class probabilities, with p' = max(p, FLOOR) / sum of these.
+ROUNDING = 1e-5
 
+
+def log_scores(probabilities: NDArray[np.float64], classes: Sequence[str], where: str) -> NDArray[np.float64]:
+    """ln p, (N, K), of K class probabilities, with p' = max(p, FLOOR), divided by their sum where that
+    differs from one by more than ``ROUNDING``.
+
+    Sums that are one up to rounding are left alone: only ratios count, and so ln p of what
+    a file holds is ln p again after another writing and reading.
     A saturated score (0 or 1) becomes a finite log-ratio. A row with a negative entry, the
     sentinel of jets that the tagger did not look at, becomes NaN as a whole: the guards
     count such rows and refuse them unless the card accepts ``missing_scores``.
@@ -41,6 +47,7 @@ def log_scores(probabilities: NDArray[np.float64], classes: Sequence[str], where
             fix="name the fields of all classes under 'scores.fields' in the data card",
         )
     floored = np.maximum(probabilities, FLOOR)
-    result: NDArray[np.float64] = np.log(floored / floored.sum(axis=1, keepdims=True))
+    total = floored.sum(axis=1, keepdims=True)
+    result: NDArray[np.float64] = np.log(floored / np.where(np.abs(total - 1) > ROUNDING, total, 1.0))
     result[absent] = np.nan
     return result

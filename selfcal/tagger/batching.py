@@ -90,6 +90,11 @@ class TensorJets:
     def n_tracks(self) -> NDArray[np.int64]:
         return np.diff(self.offsets.numpy())
 
+    def double(self) -> TensorJets:
+        """The same inputs in float64."""
+        perigee = None if self.perigee is None else self.perigee.double()
+        return replace(self, tracks=self.tracks.double(), jet=self.jet.double(), perigee=perigee)
+
     def batch(self, index: NDArray[np.int64]) -> JetBatch:
         """The jets ``index`` (B,) as one padded batch, in that order."""
         chosen = torch.from_numpy(index)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
+from selfcal.data.score_values import log_scores
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.evaluation import JetScores, score_tensors
 
@@ -23,7 +26,9 @@ def score_jets(
 ) -> JetScores:
     """What the tagger says about ``jets``; the latents if asked for, the response if it has that head.
 
-    A jet's scores do not depend on the other jets, up to the rounding of float32.
+    The network is evaluated in float64 and its probabilities are rounded to float32, in which files hold
+    them: a jet has the same score whatever is scored with it, and what is read back from a file is the same
+    score again. The fit of a map is a long chain of steps that would magnify smaller differences.
 
     Raises
     ------
@@ -31,9 +36,12 @@ def score_jets(
         If ``jets`` lack a field that the tagger needs, or hold NaN or infinite inputs.
     """
     parts = []
+    exact = copy.deepcopy(bundle.model).double()
     for first in range(0, len(jets), CHUNK_JETS) or (0,):
         chunk = jets.select(np.arange(first, min(first + CHUNK_JETS, len(jets))))
-        parts.append(score_tensors(bundle.model, bundle.tensors(chunk), with_latent=with_latent))
+        scores = score_tensors(exact, bundle.tensors(chunk).double(), with_latent=with_latent)
+        stored = np.exp(scores.log_probability).astype(np.float32).astype(np.float64)
+        parts.append(scores._replace(log_probability=log_scores(stored, FLAVOURS, jets.dataset)))
         if on_chunk:
             on_chunk(first + len(chunk))
     return join_scores(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -146,3 +147,13 @@ def test_same_seed_same_weights():
     a, b, c = (build_tagger(TaggerConfig(), ALL_INPUTS, norm, seed=s) for s in (1, 1, 2))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_in_float64_a_jet_has_the_same_score_in_any_batch(model_and_jets):
+    model, jets = model_and_jets
+    exact, precise = copy.deepcopy(model).double(), jets.double()
+    whole = exact(precise.batch(np.arange(len(precise)))).logits
+    assert whole.dtype == torch.float64
+    for i in range(len(precise)):
+        alone = exact(precise.batch(np.array([i]))).logits[0]
+        torch.testing.assert_close(whole[i], alone, rtol=0, atol=1e-11)
