@@ -13,8 +13,13 @@ PACKAGE = Path(selfcal.__file__).parent
 TRUTH_MODULE = "selfcal.data.closure_truth"
 MAY_IMPORT = {
     TRUTH_MODULE: {"selfcal/study/truth.py"},
-    "selfcal.study.truth": {"selfcal/study/closure.py", "selfcal/study/closure_rows.py"},
-    "selfcal.study.closure_rows": {"selfcal/study/closure.py"},
+    "selfcal.study.truth": {
+        "selfcal/study/closure.py",
+        "selfcal/study/closure_rows.py",
+        "selfcal/study/evaluation.py",
+    },
+    "selfcal.study.evaluation": {"selfcal/cli/execution.py"},
+    "selfcal.study.closure_rows": {"selfcal/study/closure.py", "selfcal/study/evaluation.py"},
     "selfcal.study.closure": {"selfcal/study/fit_stage.py"},
     "selfcal.study.fit_stage": set(),
 }

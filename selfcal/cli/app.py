@@ -117,14 +117,43 @@ def _stage_verb(name: str) -> Callable[..., None]:
 
 
 for _description in DESCRIPTIONS:
-    if _description.name not in {"validate", "fit", "report"}:
+    if _description.name not in {"validate", "calibrate", "fit", "report"}:
         app.command(_description.name, help=_description.summary)(_stage_verb(_description.name))
 
 
-@app.command(
-    help=f"{next(one.summary for one in DESCRIPTIONS if one.name == 'fit')} "
-    "Or fit any pyhf workspace (--workspace)."
-)
+def _summary(name: str) -> str:
+    return next(one.summary for one in DESCRIPTIONS if one.name == name)
+
+
+@app.command(help=f"{_summary('calibrate')} With --evaluate, judge families of maps side by side.")
+def calibrate(
+    configurations: opt.Configurations = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Also derive the maps of other families, and compare all with the truth of pseudo-data.",
+        ),
+    ] = False,
+    config: opt.ConfigOption = None,
+    assignments: opt.SetOption = None,
+    seed: opt.SeedOption = None,
+    out: opt.OutOption = None,
+    dry_run: opt.DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+    quiet: opt.QuietOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Fit composition and calibration map."""
+    del debug
+    from selfcal.cli.execution import execute
+
+    options = opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
+    execute("calibrate", options, evaluate=evaluate)
+
+
+@app.command(help=f"{_summary('fit')} Or fit any pyhf workspace (--workspace).")
 def fit(
     configurations: opt.Configurations = None,
     workspace: Annotated[
@@ -178,10 +207,7 @@ def fit(
     execute("fit", options)
 
 
-@app.command(
-    help=f"{next(one.summary for one in DESCRIPTIONS if one.name == 'report')} "
-    "Or compare two runs: selfcal report RUN_A RUN_B."
-)
+@app.command(help=f"{_summary('report')} Or compare two runs: selfcal report RUN_A RUN_B.")
 def report(
     configurations: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ from typing import Any
 from selfcal.cli.options import Options
 from selfcal.config.card import DataCard
 from selfcal.config.loading import LoadedRun, load_run, resolved_yaml
-from selfcal.errors import ConfigError, SelfcalError
+from selfcal.errors import ConfigError, Interrupted, SelfcalError
 from selfcal.run.context import RunContext
 from selfcal.run.progress import reporter_for
 from selfcal.run.stages import Stage, StageState, stage_states
@@ -23,8 +23,11 @@ TORCHRUN = "TORCHELASTIC_RUN_ID"
 """Environment variable by which a process knows that torchrun has started it."""
 
 
-def execute(verb: str, options: Options, *, resume: bool = False) -> None:
-    """Do ``verb`` (``run`` or one stage) and print the outcome."""
+def execute(verb: str, options: Options, *, resume: bool = False, evaluate: bool = False) -> None:
+    """Do ``verb`` (``run`` or one stage) and print the outcome.
+
+    ``evaluate`` judges the maps of several families once the stage is done.
+    """
     set_log_level(options.verbose)
     loaded = load_run(options.configurations, options.assignments, options.seed)
     directory = options.out or Path("runs") / loaded.config.name
@@ -42,14 +45,36 @@ def execute(verb: str, options: Options, *, resume: bool = False) -> None:
     if TORCHRUN in os.environ:
         _execute_together(verb, options, loaded, context)
     else:
-        _execute_stages(verb, options, loaded, context)
+        _execute_stages(verb, options, loaded, context, evaluate=evaluate)
 
 
-def _execute_stages(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:
+def _execute_stages(
+    verb: str, options: Options, loaded: LoadedRun, context: RunContext, *, evaluate: bool = False
+) -> None:
     with context.directory.lock():
         stages = pipeline(context) if verb == "run" else stages_for_verb(context, verb)
         done = run_loaded(loaded, context, stages, ["selfcal", *sys.argv[1:]])
+        if evaluate:
+            _evaluate(options, context)
     _show_outcome(options, context, stages, done)
+
+
+def _evaluate(options: Options, context: RunContext) -> None:
+    from selfcal.study.evaluation import run_evaluation
+    from selfcal.study.evaluation_summary import render_evaluation
+
+    try:
+        content = run_evaluation(context)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted while maps were compared",
+            where=str(context.directory.path),
+            fix="run the same command again: finished maps and measures are kept",
+        ) from None
+    finally:
+        context.reporter.close()
+    if not options.as_json and not options.quiet:
+        print(render_evaluation(content))
 
 
 def _execute_together(verb: str, options: Options, loaded: LoadedRun, context: RunContext) -> None:

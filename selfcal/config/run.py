@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from selfcal.config.base import Configured, Positive, PositiveInt, Probability
 from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.closure import ClosureConfig
+from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
@@ -123,6 +124,7 @@ class RunConfig(Configured):
     fit: FitConfig = FitConfig()
     export: ExportConfig = ExportConfig()
     closure: ClosureConfig = ClosureConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def joint_training(self) -> bool:

@@ -32,6 +32,7 @@ ROC_BEFORE_AFTER = "results/roc_before_after.safetensors"
 ROC = "results/roc.safetensors"
 JOINT = "results/joint.json"
 POSTERIOR = "results/posterior.json"
+EVALUATION = "results/evaluation.json"
 METRICS = "metrics.jsonl"
 CONFIGURATION = "config.resolved.yaml"
 PROVENANCE = "provenance.json"
@@ -55,6 +56,7 @@ WRITTEN_BY: dict[str, str] = {
     ROC: "'selfcal train' writes",
     JOINT: "'selfcal calibrate' writes when the joint stage is enabled",
     POSTERIOR: "'selfcal infer' writes where inference.enabled is true",
+    EVALUATION: "'selfcal calibrate --evaluate' writes",
     METRICS: "'selfcal train' writes",
     CONFIGURATION: "'selfcal run' writes",
     PROVENANCE: "'selfcal run' writes",
@@ -175,6 +177,53 @@ class Closure(Content):
     rows: list[ClosureRow]
     summary: dict[str, Any] = {}
     failures: list[ClosureFailure] = []
+
+
+class EvaluationPoint(Content):
+    working_point: float
+    ratio: float
+    error: float | None
+    map_uncertainty: float | None = None
+
+
+class RejectionKept(Content):
+    working_point: float
+    kept: float
+    kept_in_data: float
+
+
+class EvaluationPlace(Content):
+    """One candidate in one region, for one flavour."""
+
+    region: str
+    held_out: bool
+    flavour: str
+    shown: EvaluationPoint
+    deviation: float
+    deviation_error: float | None
+    auc: float
+    auc_null: float
+    auc_null_spread: float
+    chi2_per_ndf: float | None
+    w1: float
+    w1_error: float
+    w1_null: float
+    rejection: RejectionKept | None = None
+
+
+class EvaluationEntry(Content):
+    name: str
+    kind: str
+    in_use: bool
+    places: list[EvaluationPlace]
+    displacement: dict[str, float] = {}
+    excess_cost: dict[str, float] = {}
+    clearly_better: bool = False
+
+
+class Evaluation(Content):
+    seed: int
+    summary: list[EvaluationEntry]
 
 
 class DetectorParameter(Content):

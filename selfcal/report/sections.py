@@ -12,6 +12,7 @@ from selfcal.report.figures.closure import closure_figure
 from selfcal.report.figures.composition import composition_figure
 from selfcal.report.figures.correlation import correlation_figure
 from selfcal.report.figures.discriminants import discriminant_figure, region_histograms, regions_of
+from selfcal.report.figures.evaluation import evaluation_figure
 from selfcal.report.figures.performance import roc_figure, trained_roc_figure, training_figure
 from selfcal.report.figures.posterior import corner_figure
 from selfcal.report.figures.pulls import nuisance_figure, truth_pull_figure
@@ -24,6 +25,7 @@ from selfcal.report.inputs import (
     COMPOSITION,
     CONFIGURATION,
     DISCRIMINANTS,
+    EVALUATION,
     FIT,
     JOINT,
     METRICS,
@@ -37,6 +39,7 @@ from selfcal.report.inputs import (
     AgainstTruth,
     Closure,
     Composition,
+    Evaluation,
     Fit,
     Posterior,
     RunFiles,
@@ -51,6 +54,7 @@ from selfcal.report.tables import (
     composition_table,
     content_table,
     detector_table,
+    evaluation_table,
     predictive_table,
     rejection_table,
     response_table,
@@ -161,6 +165,22 @@ def closure_section(files: RunFiles, draw: Draw) -> Section:
         "Where the flavour of every jet of the pseudo-data is known, the calibrated simulation must give "
         "its efficiencies "
         "back, per flavour; a held-out region took no part in any fit.",
+    )
+
+
+def evaluation_section(files: RunFiles, draw: Draw) -> Section:
+    def make() -> Iterable[Content]:
+        evaluation = files.read(EVALUATION, Evaluation)
+        yield draw(evaluation_figure(evaluation))
+        yield evaluation_table(evaluation)
+
+    chapter = Chapter(files)
+    chapter.add("Maps side by side", [EVALUATION], make)
+    return chapter.close(
+        "evaluation",
+        "Calibration maps side by side",
+        "Families of maps from the same scores, fractions and seed, and classic references that were told "
+        "the true flavours of the control regions' data, which no measurement has.",
     )
 
 

@@ -76,6 +76,7 @@ def build_report(run_path: Path) -> list[Path]:
         chapters = [
             sections.scale_factor_section(files, scale_factors, against_truth, draw),
             sections.closure_section(files, draw),
+            sections.evaluation_section(files, draw),
             sections.detector_section(files, draw),
             sections.discriminant_section(files, draw),
             sections.composition_section(files, draw),

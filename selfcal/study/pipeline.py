@@ -15,7 +15,7 @@ from typing import Any
 from selfcal.config.card import DataCard
 from selfcal.errors import ConfigError
 from selfcal.run.context import RunContext
-from selfcal.run.stages import Stage, StageState, stage_states
+from selfcal.run.stages import Stage, StageState, file_sha256, stage_states
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ def _export_configuration(context: RunContext) -> Any:
 
 
 def _report_configuration(context: RunContext) -> Any:
-    return {"name": context.config.name}
+    facts = {"name": context.config.name}
+    # What 'selfcal calibrate --evaluate' adds is no stage, and the report shows it where it is.
+    evaluation = context.directory.results / "evaluation.json"
+    return facts | {"evaluation": file_sha256(evaluation)} if evaluation.exists() else facts
 
 
 DESCRIPTIONS: tuple[StageDescription, ...] = (

@@ -53,11 +53,13 @@ def true_jets(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fo
     return within_abs_eta(join_datasets(parts), context.config.fit.abs_eta_edges)
 
 
-def best_truth(context: RunContext, region: str) -> ScoredJets | None:
+def best_truth(
+    context: RunContext, region: str, control_folds: Sequence[Fold] = (Fold.DERIVE, Fold.MEASURE)
+) -> ScoredJets | None:
     """The largest sample from which the true efficiencies of a region's data can be taken.
 
-    ``use: truth`` datasets where there are any; otherwise the data themselves, without
-    the train fold in control regions, because those jets helped to shape the tagger.
+    ``use: truth`` datasets where there are any; otherwise the data themselves, in control regions only
+    ``control_folds``: jets of the train fold helped to shape the tagger, those of the derive fold the map.
     None where no truth exists: real data.
     """
     cards = [card for card in context.cards_for("data") if card.region == region and has_truth(context, card)]
@@ -67,7 +69,7 @@ def best_truth(context: RunContext, region: str) -> ScoredJets | None:
     if not cards:
         return None
     held_out = all(card.use == "validation" for card in cards)
-    return true_jets(context, cards, tuple(Fold) if held_out else (Fold.DERIVE, Fold.MEASURE))
+    return true_jets(context, cards, tuple(Fold) if held_out else control_folds)
 
 
 def nominal_efficiency_jets(context: RunContext, region: str) -> ScoredJets:

@@ -72,7 +72,9 @@ def run_calibrate(context: RunContext) -> list[Path]:
     written += save_calibration(calibration, context.config.calibration_in_use.map, results / "map")
     write_json(results / "composition_fitted.json", composition_table(calibration))
     derived = [control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions]
-    displacement = displacement_table(calibration, concatenate(derived), context.config.seed)
+    displacement = displacement_table(
+        calibration.nominal, calibration.frame, concatenate(derived), context.config.seed
+    )
     write_json(results / "displacement.json", {"rows": displacement})
     written += write_support(context, calibration)
     names = ("composition_fitted.json", "displacement.json", "identifiability.json", "region_dependence.json")
@@ -133,8 +135,8 @@ def final_tagger(
     return bundle, [*written, *save_bundle(bundle, context.directory.checkpoints / "tagger_final")]
 
 
-def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibration:
-    """Step 4, in a folder named by everything that decides its numbers."""
+def prepare_derivation(context: RunContext, regions: tuple[str, ...]) -> tuple[Path, ScoreFrame]:
+    """The folder of step 4, named by everything that decides its numbers, and the frame of its scores."""
     config = context.config.calibration_in_use
     simulation, data = (
         {region: control_scores(context, role, region, (Fold.DERIVE,)) for region in regions}
@@ -144,7 +146,13 @@ def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibra
     sample, observed = build_sample(simulation, regions, frame), build_sample(data, regions, frame)
     prior = composition_prior(context, regions, simulated_fractions(sample, len(regions)))
     scratch = context.directory.checkpoints / "derivation"
-    folder = write_inputs(scratch, sample, observed, prior, config, context.config.seed)
+    return write_inputs(scratch, sample, observed, prior, config, context.config.seed), frame
+
+
+def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibration:
+    """Step 4."""
+    config = context.config.calibration_in_use
+    folder, frame = prepare_derivation(context, regions)
     tracker = context.progress("composition and maps", number_of_tasks(config))
     derivation = derive(folder, config.workers, lambda done, _: tracker.update(done))
     calibration = collect(derivation, regions, frame)

@@ -265,6 +265,10 @@ def _finished(future: Future[str], folder: Path) -> None:
         ) from error
 
 
+Task = tuple[Path, str]
+"""The folder of a derivation and the name of one of its tasks."""
+
+
 def _waves(config: CalibrationConfig) -> Sequence[Sequence[str]]:
     """All tasks; those of one wave need only what earlier ones left."""
     replicas = range(config.bootstraps)
@@ -282,27 +286,40 @@ def number_of_tasks(config: CalibrationConfig) -> int:
     return sum(len(wave) for wave in _waves(config))
 
 
-def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> Derivation:
-    """Run all missing tasks of a derivation; ``report(done, total)`` follows it.
+def missing_tasks(waves: Sequence[Sequence[Task]]) -> tuple[list[list[Task]], int]:
+    """The tasks of every wave whose file is not there, and how many are."""
+    missing = [[task for task in wave if not (task[0] / f"{task[1]}.safetensors").exists()] for wave in waves]
+    return missing, sum(map(len, waves)) - sum(map(len, missing))
 
-    ``workers`` processes share the tasks (0: one per core, 1: this process).
+
+def run_tasks(
+    waves: Sequence[Sequence[Task]], done: int, workers: int, report: Callable[[int, int], None]
+) -> None:
+    """Run tasks wave after wave, each of which needs those before it; ``done`` are finished already.
+
+    ``workers`` processes share the tasks (0: one per core, 1: this process); ``report(done, total)``
+    follows it.
     """
-    derivation = Derivation.open(folder)
-    waves = _waves(derivation.config)
-    total = number_of_tasks(derivation.config)
-    missing = [[task for task in wave if not derivation.path(task).exists()] for wave in waves]
-    done = total - sum(len(wave) for wave in missing)
+    total = done + sum(map(len, waves))
     report(done, total)
     if workers == 1:
-        for task in (task for wave in missing for task in wave):
+        for folder, task in (task for wave in waves for task in wave):
             run_task(folder, task)
             done += 1
             report(done, total)
     elif done < total:
         with worker_pool(workers or os.cpu_count() or 1) as pool:
-            for wave in missing:
-                for future in as_completed([pool.submit(run_task, folder, task) for task in wave]):
-                    _finished(future, folder)
+            for wave in waves:
+                futures = {pool.submit(run_task, folder, task): folder for folder, task in wave}
+                for future in as_completed(futures):
+                    _finished(future, futures[future])
                     done += 1
                     report(done, total)
+
+
+def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> Derivation:
+    """Run all missing tasks of a derivation; ``workers`` and ``report`` as in :func:`run_tasks`."""
+    derivation = Derivation.open(folder)
+    waves = [[(folder, task) for task in wave] for wave in _waves(derivation.config)]
+    run_tasks(*missing_tasks(waves), workers, report)
     return derivation

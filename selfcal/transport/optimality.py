@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
-from selfcal.transport.calibration import Calibration
-from selfcal.transport.conditions import condition_features
+from selfcal.transport.conditions import ScoreFrame, condition_features
+from selfcal.transport.maps import FlavourMaps
 
 OPTIMAL_TRANSPORT_JETS = 1000
 """Jets per flavour for the exact plan: its cost grows with the third power of their number."""
@@ -27,7 +27,9 @@ def optimal_cost(start: NDArray[np.float64], end: NDArray[np.float64]) -> float:
     return float(ot.emd2(mass, mass, ot.dist(start, end), numItermax=1_000_000))
 
 
-def displacement_table(calibration: Calibration, jets: ScoredJets, seed: int) -> list[dict[str, Any]]:
+def displacement_table(
+    maps: FlavourMaps, frame: ScoreFrame, jets: ScoredJets, seed: int
+) -> list[dict[str, Any]]:
     """Per flavour: root mean square displacement in standard deviations, and the excess cost.
 
     excess = E|T(u) - u|² / optimal cost - 1 between the same two samples of jets: zero for an
@@ -41,10 +43,10 @@ def displacement_table(calibration: Calibration, jets: ScoredJets, seed: int) ->
         if len(chosen) < 2:
             continue
         chosen = random.permutation(chosen)[:OPTIMAL_TRANSPORT_JETS]
-        start = calibration.frame.enter(torch.from_numpy(jets.log_probability[chosen]))
+        start = frame.enter(torch.from_numpy(jets.log_probability[chosen]))
         conditions = condition_features(jets.pt_gev[chosen], jets.abs_eta[chosen])
         with torch.no_grad():
-            end = calibration.nominal.of(index)(start, conditions)
+            end = maps.of(index)(start, conditions)
         cost = float((end - start).square().sum(1).mean())
         best = optimal_cost(start.numpy(), end.numpy())
         rows.append(

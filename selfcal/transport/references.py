@@ -84,7 +84,16 @@ def sinkhorn_map(
     """
     a, b = _mass(start_weight, len(start), "start"), _mass(end_weight, len(end), "end")
     cost = ot.dist(start, end)
-    plan = ot.sinkhorn(a, b, cost, regularisation, method="sinkhorn_log", numItermax=10_000, warn=False)
+    plan = ot.sinkhorn(
+        a,
+        b,
+        cost,
+        regularisation,
+        method="sinkhorn_log",
+        numItermax=10_000,
+        stopThr=0.01 * MARGINAL_TOLERANCE,
+        warn=False,
+    )
     missed = float(np.abs(plan.sum(axis=1) - a).sum() + np.abs(plan.sum(axis=0) - b).sum())
     if not missed <= MARGINAL_TOLERANCE:
         raise FitError(
@@ -168,56 +177,82 @@ class BinnedScaleFactors:
         return np.asarray(self.factors[np.digitize(discriminant, self.edges)])
 
 
-def classifier_weights(
-    simulation: Points,
-    data: Points,
-    simulation_weight: NDArray[np.float64] | None = None,
-    data_weight: NDArray[np.float64] | None = None,
-    hidden_width: int = 16,
-    steps: int = 300,
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """w(x) = p(data | x) / p(simulation | x) of every simulated jet, mean one (DCTR, arXiv 1907.08209).
+@dataclass(frozen=True)
+class ClassifierReweighting:
+    """Factors w(x) = p(data | x) / p(simulation | x) of a fresh classifier (DCTR, arXiv 1907.08209).
 
-    The classifier is logistic in (x, x²) plus a network of one hidden layer that starts at zero
-    (``hidden_width`` 0: without), trained with both samples of equal total weight by L-BFGS on
-    all jets; the small penalty on its weights only keeps separable samples finite.
+    The classifier is logistic in (x, x²) plus a network of one hidden layer that starts at zero.
     """
-    both = torch.from_numpy(np.concatenate([simulation, data]))
-    both = (both - both.mean(0)) / both.std(0)
-    label = torch.cat([torch.zeros(len(simulation)), torch.ones(len(data))]).double()
-    given = [
-        np.ones(len(points)) if weight is None else weight
-        for points, weight in ((simulation, simulation_weight), (data, data_weight))
-    ]
-    balanced = torch.from_numpy(np.concatenate([weight / weight.sum() for weight in given]))
-    features = torch.cat([both, both.square()], dim=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        linear = nn.Linear(features.shape[1], 1).double()
-        hidden = nn.Linear(both.shape[1], max(hidden_width, 1)).double()
-    out = torch.zeros(max(hidden_width, 1), dtype=torch.float64)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    parameters = list(linear.parameters())
-    if hidden_width:
-        # Not all zero, so that the hidden layer has a gradient.
-        out = nn.Parameter(torch.full((hidden_width,), 1e-2, dtype=torch.float64))
-        parameters += [*hidden.parameters(), out]
-    optimiser = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe")
 
-    def logit() -> torch.Tensor:
-        value: torch.Tensor = linear(features)[:, 0] + torch.tanh(hidden(both)) @ out
-        return value
+    mean: torch.Tensor
+    scale: torch.Tensor
+    linear: nn.Linear
+    hidden: nn.Linear
+    out: torch.Tensor
 
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = (balanced * nn.functional.softplus(logit() * (1.0 - 2.0 * label))).sum()
-        loss = loss + 1e-5 * torch.stack([p.square().sum() for p in parameters]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    @classmethod
+    def between(
+        cls,
+        simulation: Points,
+        data: Points,
+        simulation_weight: NDArray[np.float64] | None = None,
+        data_weight: NDArray[np.float64] | None = None,
+        hidden_width: int = 16,
+        steps: int = 300,
+        seed: int = 0,
+    ) -> ClassifierReweighting:
+        """Trained with both samples of equal total weight by L-BFGS on all jets.
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        ratio = logit()[: len(simulation)].exp().numpy()
-    return np.asarray(ratio * given[0].sum() / (ratio * given[0]).sum())
+        ``hidden_width`` 0: without the network. The small penalty on the weights only keeps separable
+        samples finite.
+        """
+        both = torch.from_numpy(np.concatenate([simulation, data]))
+        label = torch.cat([torch.zeros(len(simulation)), torch.ones(len(data))]).double()
+        given = [
+            np.ones(len(points)) if weight is None else weight
+            for points, weight in ((simulation, simulation_weight), (data, data_weight))
+        ]
+        balanced = torch.from_numpy(np.concatenate([weight / weight.sum() for weight in given]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            linear = nn.Linear(2 * both.shape[1], 1).double()
+            hidden = nn.Linear(both.shape[1], max(hidden_width, 1)).double()
+        out = torch.zeros(max(hidden_width, 1), dtype=torch.float64)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        parameters = list(linear.parameters())
+        if hidden_width:
+            # Not all zero, so that the hidden layer has a gradient.
+            out = nn.Parameter(torch.full((hidden_width,), 1e-2, dtype=torch.float64))
+            parameters += [*hidden.parameters(), out]
+        optimiser = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe")
+        trained = cls(both.mean(0), both.std(0), linear, hidden, out)
+
+        def closure() -> torch.Tensor:
+            optimiser.zero_grad()
+            logit = trained._logit(both)
+            loss = (balanced * nn.functional.softplus(logit * (1.0 - 2.0 * label))).sum()
+            loss = loss + 1e-5 * torch.stack([p.square().sum() for p in parameters]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        return trained
+
+    def _logit(self, points: torch.Tensor) -> torch.Tensor:
+        x = (points - self.mean) / self.scale
+        linear: torch.Tensor = self.linear(torch.cat([x, x.square()], dim=1))[:, 0]
+        return linear + torch.tanh(self.hidden(x)) @ self.out
+
+    @torch.no_grad()
+    def log_ratio(self, points: Points) -> NDArray[np.float64]:
+        """ln p(data | x) - ln p(simulation | x) of every jet, (N,)."""
+        return np.asarray(self._logit(torch.from_numpy(points)).numpy())
+
+    def weights(
+        self, simulation: Points, simulation_weight: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """The factor of every simulated jet, mean one."""
+        ratio = np.exp(self.log_ratio(simulation))
+        given = np.ones(len(simulation)) if simulation_weight is None else simulation_weight
+        return np.asarray(ratio * given.sum() / (ratio * given).sum())

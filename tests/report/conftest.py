@@ -65,6 +65,7 @@ def write_synthetic_run(
     write_json(results / "support.json", _support([*regions.values(), HELD_OUT]))
     write_json(results / "coverage.json", _coverage(scale_factors["rows"]))
     write_json(results / "composition.json", _composition(random, regions))
+    write_json(results / "evaluation.json", _evaluation(regions))
     write_json(
         results / "tagger_metrics.json",
         {
@@ -126,6 +127,45 @@ def write_synthetic_run(
         },
     )
     return path
+
+
+def _evaluation(regions: dict[str, str]) -> dict[str, Any]:
+    """Two families and a reference in a control region and the held-out one."""
+    summary = []
+    for number, (name, kind) in enumerate(
+        (("identity", "family"), ("flow", "family"), ("sinkhorn", "reference"))
+    ):
+        places = [
+            {
+                "region": region,
+                "held_out": region == HELD_OUT,
+                "flavour": flavour,
+                "shown": {
+                    "working_point": 0.77,
+                    "ratio": 1.2 - 0.1 * number,
+                    "error": 0.05,
+                    "map_uncertainty": 0.02 if number == 1 else None,
+                },
+                "deviation": 0.2 - 0.1 * number,
+                "deviation_error": 0.03,
+                "auc": 0.52,
+                "auc_null": 0.5,
+                "auc_null_spread": 0.01,
+                "chi2_per_ndf": None if flavour == "tau" else 1.5,
+                "w1": 0.05,
+                "w1_error": 0.01,
+                "w1_null": 0.03,
+                "rejection": None
+                if flavour == "b"
+                else {"working_point": 0.77, "kept": 0.8, "kept_in_data": 0.7},
+            }
+            for flavour in FLAVOURS
+            for region in (next(iter(regions.values())), HELD_OUT)
+        ]
+        moved = dict.fromkeys(FLAVOURS, 0.1 * number) if kind == "family" else {}
+        entry = {"name": name, "kind": kind, "in_use": name == "flow", "places": places}
+        summary.append(entry | {"displacement": moved, "excess_cost": moved})
+    return {"seed": 1, "summary": summary}
 
 
 def _two_roads(factors: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def test_every_figure_stands_in_the_page_and_on_disk(report):
         *(f"scale_factors_{flavour}" for flavour in flavours),
         *(f"scale_factors_continuous_{flavour}" for flavour in flavours),
         *(f"discriminant_{n}_{r}" for n, r in enumerate(("dijet", "ttbar_emu", "w_charm", "z_tautau"))),
-        "closure", "composition", "correlation", "pulls_nuisances", "pulls_truth", "breakdown", "scan_70",
+        "closure", "composition", "correlation", "evaluation", "pulls_nuisances", "pulls_truth", "breakdown",
+        "scan_70",
         *(f"impacts_{flavour}" for flavour in flavours),
         "roc", "roc_before_after", "training",
     }  # fmt: skip
@@ -342,3 +343,20 @@ def test_measured_row_without_value_is_refused(tmp_path, write_run):
         build_report(run)
     assert "rows.5" in str(error.value)
     assert not (run / "report.html").exists()
+
+
+def test_the_table_of_maps_has_every_candidate_in_every_place(report):
+    written = json.loads((report.path / "results" / "evaluation.json").read_text())["summary"]
+    rows = rows_of(Page(report.html), "table_evaluation")
+    assert len(rows) == sum(len(entry["places"]) for entry in written)
+    found = [(row[0][0], row[1][0], row[3][0], row[5][1]) for row in rows]
+    assert found == [
+        (
+            entry["name"],
+            place["flavour"],
+            "held out" if place["held_out"] else "control",
+            str(place["shown"]["ratio"]),
+        )
+        for entry in written
+        for place in entry["places"]
+    ]

@@ -169,7 +169,7 @@ def test_fractions_follow_the_kinematics(world: SyntheticWorld) -> None:
 
 def test_a_shift_is_its_own_optimal_transport(calibration: Calibration, world: SyntheticWorld) -> None:
     jets = concatenate(list(world.simulation.values()))
-    rows = displacement_table(calibration, jets, seed=1)
+    rows = displacement_table(calibration.nominal, calibration.frame, jets, seed=1)
     assert {row["flavour"] for row in rows} == {"b", "c", "light", "tau"}
     assert all(row["excess_cost"] >= -1e-9 for row in rows)
     light = next(row for row in rows if row["flavour"] == "light")

@@ -10,8 +10,8 @@ from selfcal.errors import DataError, FitError
 from selfcal.transport.optimality import optimal_cost
 from selfcal.transport.references import (
     BinnedScaleFactors,
+    ClassifierReweighting,
     QuantileMorphing,
-    classifier_weights,
     exact_map,
     sinkhorn_map,
 )
@@ -103,12 +103,15 @@ def test_binned_factors_close_in_their_bins_exactly(random: np.random.Generator)
 
 
 @pytest.mark.parametrize("hidden_width", [0, 8])
-def test_classifier_weights_are_the_density_ratio(hidden_width: int, random: np.random.Generator) -> None:
+def test_the_classifier_learns_the_density_ratio(hidden_width: int, random: np.random.Generator) -> None:
     """Between N(0, 1) and N(m, 1) the ratio is exp(m·x - m²/2), which the classifier contains."""
     m = np.array([0.5, -0.3])
     simulation, data = random.normal(size=(20_000, 2)), m + random.normal(size=(20_000, 2))
-    weight = classifier_weights(simulation, data, hidden_width=hidden_width, steps=60)
+    classifier = ClassifierReweighting.between(simulation, data, hidden_width=hidden_width, steps=60)
+    weight = classifier.weights(simulation)
     assert weight.mean() == pytest.approx(1.0)
     core = (np.abs(simulation) < 2).all(axis=1)
     expected = np.exp(simulation @ m - 0.5 * m @ m)
     assert np.abs(np.log(weight / expected))[core].mean() < 0.03
+    far = np.array([[3.0, 0.0], [0.0, 0.0]])
+    assert np.diff(classifier.log_ratio(far)) == pytest.approx(-3.0 * m[0], abs=0.15)

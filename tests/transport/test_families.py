@@ -1,0 +1,60 @@
+"""Other families from the same derivation: what is shared is shared, and nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfcal.config.calibration import MapConfig
+from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.derivation import Derivation
+from selfcal.transport.families import FAMILY_OPTIONS, derive_families, family_of, map_config
+
+
+def test_the_family_of_a_configuration_is_found_again() -> None:
+    base = MapConfig(steps=7, displacement_scale=0.3)
+    for name in FAMILY_OPTIONS:
+        changed = map_config(name, base)
+        assert family_of(changed) == name
+        assert changed.steps == 7
+        assert changed.displacement_scale == 0.3
+    assert family_of(MapConfig(family="flow", fit_by="divergence")) is None
+    assert family_of(MapConfig(family="residual")) == "residual"
+
+
+@pytest.fixture(scope="module")
+def families(
+    derived: tuple[Derivation, ScoreFrame], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Derivation], Path]:
+    scratch = tmp_path_factory.mktemp("families")
+    done: list[tuple[int, int]] = []
+    found = derive_families(derived[0], scratch, ["identity", "flow"], 1, 1, lambda *at: done.append(at))
+    assert done[-1][0] == done[-1][1]
+    return found, scratch
+
+
+def test_the_family_in_use_comes_out_as_it_was(
+    derived: tuple[Derivation, ScoreFrame], families: tuple[dict[str, Derivation], Path]
+) -> None:
+    """The same inputs, shared tasks and seed: bit for bit, the replica too."""
+    for task in ("mixture", "replica-0"):
+        ours, again = derived[0].mixture(task), families[0]["flow"].mixture(task)
+        assert torch.equal(ours.fractions, again.fractions)
+        state, other = ours.maps.state_dict(), again.maps.state_dict()
+        assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_fractions_and_densities_are_shared_and_finished_work_is_kept(
+    derived: tuple[Derivation, ScoreFrame], families: tuple[dict[str, Derivation], Path]
+) -> None:
+    source, identity = derived[0], families[0]["identity"]
+    for task in ("inputs", "composition", "densities", "bulk-0"):
+        assert identity.path(task).samefile(source.path(task))
+    assert not identity.path("mixture").samefile(source.path("mixture"))
+    assert not identity.path("replica-1").exists()
+    assert not list(identity.mixture().maps.parameters())
+    before = identity.path("mixture").stat().st_mtime_ns
+    derive_families(source, families[1], ["identity", "flow"], 1, 1, lambda done, total: None)
+    assert identity.path("mixture").stat().st_mtime_ns == before
