@@ -1,4 +1,4 @@
-"""How fast this machine generates, reads, trains and scores jets: one thread, one table."""
+"""How fast this machine generates, reads, trains, scores and calibrates jets: one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import likelihood, scale, tagger
+from bench import likelihood, maps, scale, tagger
 from bench.scale import tile
 from selfcal.config.card import DataCard
 from selfcal.config.tagger import TaggerConfig
@@ -92,6 +92,7 @@ def main() -> None:
     print(json.dumps({label: round(rate, 1) for label, rate in rates.items()}))
     likelihood.main([])
     tagger.main([])
+    maps.main([])
     scale.main(int(os.environ.get("SELFCAL_BENCH_JETS", scale.JETS)))
 
 
