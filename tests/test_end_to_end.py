@@ -116,6 +116,35 @@ def test_scale_factors_are_finite_or_absent(run: Path) -> None:
     assert any(row["truth"] is not None for row in content["rows"])
 
 
+EVALUATION = (
+    "evaluation.families=[identity, flow]",
+    "evaluation.references=[quantile_morphing, classifier_reweighting]",
+    "evaluation.replicas=0",
+    "evaluation.bootstraps=4",
+    "evaluation.classifier_repeats=2",
+    "evaluation.classifier_jets=200",
+    "evaluation.workers=1",
+)
+
+
+def test_maps_side_by_side(run: Path, project: Path) -> None:
+    """On a copy, where a second call measures nothing again; the report then shows the table."""
+    shutil.copytree(run, project / "judged")
+    words = [*COMMON[:-1], "judged", *(word for one in EVALUATION for word in ("--set", one))]
+    text = selfcal("calibrate", *words, "--evaluate", folder=project).stdout
+    assert "flow *" in text
+    content = json.loads((project / "judged/results/evaluation.json").read_text())
+    names = [one["name"] for one in content["candidates"]]
+    assert names == ["identity", "flow", "quantile_morphing", "classifier_reweighting"]
+    assert any(row["held_out"] for one in content["candidates"] for row in one["rows"])
+    kept = project / "judged/results/evaluation/identity.json"
+    before = kept.stat().st_mtime_ns
+    selfcal("calibrate", *words, "--evaluate", folder=project)
+    assert kept.stat().st_mtime_ns == before
+    selfcal("report", *words, folder=project)
+    assert "table_evaluation" in (project / "judged/report.html").read_text()
+
+
 def test_closure_knows_the_held_out_region(run: Path) -> None:
     rows = json.loads((run / "results/closure.json").read_text())["rows"]
     assert {row["region"] for row in rows if row["held_out"]} == {"ttbar_ljets"}

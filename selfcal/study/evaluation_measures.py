@@ -236,7 +236,7 @@ def efficiency_measures(
 def _passing_jets(jets: FlavourJets, edges: Sequence[float]) -> Doubles:
     """Effective number of jets (Σw)² / Σw² with D >= edge, (S,)."""
     total, squared = _binned(jets, edges)[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
-    return np.divide(total**2, squared, out=np.zeros_like(total), where=squared > 0)
+    return np.asarray(np.divide(total**2, squared, out=np.zeros_like(total), where=squared > 0))
 
 
 def _ratio(first: Doubles, second: Doubles) -> Doubles:
