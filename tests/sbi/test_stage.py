@@ -19,6 +19,7 @@ from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import run_infer, thinned
 from selfcal.study.pipeline import pipeline, stages_for_verb
+from selfcal.training.evaluation import JetScores
 from selfcal.training.samples import read_card
 from selfcal.training.scores_stage import score_datasets
 
@@ -94,7 +95,7 @@ def test_scores_have_their_variants(inferred):
 
     def scorer(jets):
         """A score that is the number of tracks of each jet."""
-        return np.repeat(jets.n_tracks[:, None].astype(float), 4, axis=1)
+        return JetScores(np.repeat(jets.n_tracks[:, None].astype(float), 4, axis=1))
 
     score_datasets(context, scorer, correction, directions[:2])
     assert detector_variants(context) == ("detector_0", "detector_1")

@@ -69,7 +69,7 @@ def test_the_map_of_an_undetermined_flavour_stays_the_identity(
     run_task(folder, "densities")
     flags = np.array([flavour == "tau" for flavour in FLAVOURS], dtype=np.int8)
     write_arrays(derivation.path("identifiability"), {"undetermined": flags})
-    for task in ("bulk-0", "bulk-1", "mixture", "replica-0", "replica-1"):
+    for task in ("bulk-0", "bulk-1", "mixture", "seed-0", "region_dependence", "replica-0", "replica-1"):
         run_task(folder, task)
     found = collect(derivation, REGIONS, frame)
     save_calibration(found, settings, tmp_path / "map")

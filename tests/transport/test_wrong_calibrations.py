@@ -127,12 +127,13 @@ def test_light_jets_shifted_by_a_third_of_their_spread_are_caught_by_the_closure
             affine.constant[3:6] += 0.3
         return wrong
 
-    # Replicas and stiff maps carry the same mistake: the spread that the calibration quotes stays as small.
+    # Replicas, seeds and stiff maps make the same mistake: the spread that the calibration quotes stays as small.
     wrong = replace(
         calibration,
         nominal=shifted(calibration.nominal),
         stiff=shifted(calibration.stiff),
         replicas=tuple(shifted(maps) for maps in calibration.replicas),
+        seeds=tuple(shifted(maps) for maps in calibration.seeds),
     )
     found = failures(closure_of(wrong, world))
     assert [row["flavour"] for row in found] == ["light"]
