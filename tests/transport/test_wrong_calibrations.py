@@ -127,7 +127,7 @@ def test_light_jets_shifted_by_a_third_of_their_spread_are_caught_by_the_closure
             affine.constant[3:6] += 0.3
         return wrong
 
-    # Replicas, seeds and stiff maps make the same mistake: the spread that the calibration quotes stays as small.
+    # Replicas, seeds and stiff maps make the same mistake: the spread that is quoted stays as small.
     wrong = replace(
         calibration,
         nominal=shifted(calibration.nominal),
