@@ -9,9 +9,7 @@ from selfcal.report.figures.impacts import impact_figures
 from selfcal.report.figures.scans import scan_figures
 from selfcal.report.fit_tables import (
     coverage_table,
-    direction_table,
     scan_table,
-    support_table,
     two_jets_table,
 )
 from selfcal.report.html import Section
@@ -20,18 +18,25 @@ from selfcal.report.inputs import (
     FIT,
     IDENTIFIABILITY,
     IMPACTS,
+    REGION_DEPENDENCE,
     SCANS,
     SUPPORT,
     TWO_JETS,
     Coverage,
     Fit,
     ImpactTable,
-    MapIdentifiability,
     RunFiles,
     ScaleFactors,
     Scans,
-    Support,
     TwoJets,
+)
+from selfcal.report.limits import (
+    MapIdentifiability,
+    RegionDependence,
+    Support,
+    direction_table,
+    region_table,
+    support_table,
 )
 from selfcal.report.sections import Chapter, Content, Draw
 from selfcal.report.tables import content_table
@@ -89,4 +94,9 @@ def limits_section(files: RunFiles) -> Section:
         lambda: [direction_table(files.read(IDENTIFIABILITY, MapIdentifiability))],
     )
     chapter.add("Support", [SUPPORT], lambda: [support_table(files.read(SUPPORT, Support))])
+    chapter.add(
+        "Region dependence",
+        [REGION_DEPENDENCE],
+        lambda: [region_table(files.read(REGION_DEPENDENCE, RegionDependence))],
+    )
     return chapter.close("limits", "What the control regions do not tell")

@@ -5,26 +5,18 @@ from __future__ import annotations
 from selfcal.report.inputs import (
     CLOSURE,
     COVERAGE,
-    IDENTIFIABILITY,
     SCALE_FACTORS,
     SCANS,
-    SUPPORT,
     TWO_JETS,
     Closure,
     Coverage,
-    MapIdentifiability,
     ScaleFactorRow,
     ScaleFactors,
     Scans,
-    Support,
     TwoJets,
 )
 from selfcal.report.style import interval, percent
 from selfcal.report.tables import NOTHING, Cell, Table, number, significance_style
-
-PARAMETERS_NAMED = 8
-BEYOND_SIGMA = 3.0
-"""A number of jets beyond the support is marked if it exceeds the expected one by this many √(1 + n)."""
 
 
 def scan_table(scans: Scans, scale_factors: ScaleFactors) -> Table:
@@ -87,62 +79,36 @@ def two_jets_table(two_jets: TwoJets, scale_factors: ScaleFactors) -> Table:
     return Table("table_two_jets", columns, tuple(rows), caption, (TWO_JETS, SCALE_FACTORS))
 
 
-def direction_table(found: MapIdentifiability) -> Table:
-    """Directions of fractions and maps that the data leave open, by name."""
-    columns = ("kind", "parameters that move", "eigenvalue", "posterior/prior width")
-    rows = []
-    for kind, directions in (
-        ("null: no data determine it", found.null_directions),
-        ("prior-dominated", found.prior_dominated_directions),
-    ):
-        for direction in directions:
-            shown = ", ".join(direction.names[:PARAMETERS_NAMED])
-            more = len(direction.names) - PARAMETERS_NAMED
-            rows.append(
-                (
-                    Cell(kind),
-                    Cell(shown + (f" and {more} more" if more > 0 else ""), style="wide"),
-                    number(direction.eigenvalue, 12),
-                    number(direction.posterior_over_prior_width, 2),
-                )
-            )
-    rows += [
-        (Cell("undetermined flavour"), Cell(flavour), number(None), number(None))
-        for flavour in found.undetermined_flavours
-    ]
-    verdict = "none" if not rows else f"{len(rows)}"
-    caption = (
-        f"Directions of flavour fractions and maps that the control regions leave open: {verdict}. Condition "
-        f"number of the information: {found.condition_number:.3g}."
+def rule_table(closure: Closure) -> Table:
+    """The held-out rows that the rule of the configuration judges."""
+    columns = (
+        "region",
+        "flavour",
+        "WP",
+        "calibrated ratio",
+        "deviation [σ]",
+        "closes",
+        "small enough",
+        "verdict",
     )
-    return Table("table_identifiability_map", columns, tuple(rows), caption, (IDENTIFIABILITY,))
-
-
-def support_table(support: Support) -> Table:
-    """Jets whose scores lie where the control regions have none, per region and flavour."""
-    columns = ("region", "role", "flavour", "jets", "beyond the support", "expected", "share [%]")
-    rows = []
-    for row in support.rows:
-        if not row.jets:
-            continue
-        expected = support.expected_share * row.jets
-        many = row.beyond - expected > BEYOND_SIGMA * (1 + expected) ** 0.5
-        rows.append(
-            (
-                Cell(row.region),
-                Cell("control" if row.control else "held out"),
-                Cell(row.flavour),
-                Cell(str(row.jets), row.jets),
-                Cell(str(row.beyond), row.beyond, "sigma3" if many else ""),
-                number(expected, 1),
-                number(100 * row.beyond / row.jets, 2),
-            )
+    rows = tuple(
+        (
+            Cell(row.region),
+            Cell(row.flavour),
+            Cell(percent(row.working_point), row.working_point),
+            number(row.ratio_calibrated),
+            number(row.deviation_in_sigma, 1),
+            Cell("yes" if row.closes else "no", style="" if row.passed else "sigma3"),
+            Cell("yes" if row.uncertainty_small_enough else "no"),
         )
-    caption = (
-        "Jets beyond the support of the control regions: for them the map extrapolates. Marked where they "
-        "are more than expected by three standard deviations."
+        for row in closure.summary.rule.rows
     )
-    return Table("table_support", columns, tuple(rows), caption, (SUPPORT,), folded=True)
+    verdict = "passed" if closure.summary.rule.passed else "not passed"
+    caption = (
+        f"Closure where nothing was fitted, by the rule of the configuration ('closure'): {verdict}. A row "
+        "closes within a tolerance or so many σ, and the quoted uncertainty must be small enough."
+    )
+    return Table("table_closure_rule", columns, rows, caption, (CLOSURE,))
 
 
 def failure_table(closure: Closure) -> Table:

@@ -24,6 +24,7 @@ SCANS = "results/scans.json"
 TWO_JETS = "results/two_jets.json"
 IDENTIFIABILITY = "results/identifiability.json"
 SUPPORT = "results/support.json"
+REGION_DEPENDENCE = "results/region_dependence.json"
 COVERAGE = "results/coverage.json"
 COMPOSITION = "results/composition.json"
 TAGGER_METRICS = "results/tagger_metrics.json"
@@ -48,6 +49,7 @@ WRITTEN_BY: dict[str, str] = {
     TWO_JETS: "'selfcal fit' writes where fit.two_jet_region is set",
     IDENTIFIABILITY: "'selfcal calibrate' writes",
     SUPPORT: "'selfcal calibrate' writes",
+    REGION_DEPENDENCE: "'selfcal calibrate' writes",
     COVERAGE: "'selfcal study run coverage' writes",
     COMPOSITION: "'selfcal fit' writes",
     TAGGER_METRICS: "'selfcal train' writes",
@@ -173,9 +175,33 @@ class ClosureFailure(Content):
     pull: float
 
 
+class ClosureJudgement(Content):
+    """A held-out row under the rule of the configuration."""
+
+    region: str
+    flavour: str
+    working_point: float
+    ratio_calibrated: float
+    deviation_in_sigma: float | None
+    closes: bool
+    uncertainty_small_enough: bool
+    passed: bool
+
+
+class ClosureRule(Content):
+    passed: bool | None = None
+    rows: list[ClosureJudgement] = []
+
+
+class ClosureSummary(Content):
+    model_config = ConfigDict(extra="allow")
+
+    rule: ClosureRule = ClosureRule()
+
+
 class Closure(Content):
     rows: list[ClosureRow]
-    summary: dict[str, Any] = {}
+    summary: ClosureSummary = ClosureSummary()
     failures: list[ClosureFailure] = []
 
 
@@ -330,32 +356,6 @@ class TwoJets(Content):
     goodness_of_fit: GoodnessOfFit
     rows: list[PairRow]
     single_jets: list[PairRow]
-
-
-class Direction(Content):
-    names: list[str]
-    eigenvalue: float | None = None
-    posterior_over_prior_width: float | None = None
-
-
-class MapIdentifiability(Content):
-    condition_number: float
-    undetermined_flavours: list[str] = []
-    null_directions: list[Direction] = []
-    prior_dominated_directions: list[Direction] = []
-
-
-class SupportRow(Content):
-    region: str
-    control: bool
-    flavour: str
-    jets: int
-    beyond: int
-
-
-class Support(Content):
-    expected_share: float
-    rows: list[SupportRow]
 
 
 class CoverageRow(Content):

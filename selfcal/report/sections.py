@@ -17,7 +17,7 @@ from selfcal.report.figures.performance import roc_figure, trained_roc_figure, t
 from selfcal.report.figures.posterior import corner_figure
 from selfcal.report.figures.pulls import nuisance_figure, truth_pull_figure
 from selfcal.report.figures.scale_factors import continuous_figures, working_point_figures
-from selfcal.report.fit_tables import failure_table
+from selfcal.report.fit_tables import failure_table, rule_table
 from selfcal.report.html import PageFigure, PageText, Section
 from selfcal.report.inputs import (
     AGAINST_TRUTH,
@@ -154,8 +154,10 @@ def closure_section(files: RunFiles, draw: Draw) -> Section:
         if closure.failures:
             yield failure_table(closure)
         yield closure_table(closure)
-        if closure.summary:
-            yield content_table("table_closure_summary", closure.summary, "Summary of the closure.", CLOSURE)
+        if closure.summary.rule.rows:
+            yield rule_table(closure)
+        if summary := closure.summary.model_extra:
+            yield content_table("table_closure_summary", summary, "Summary of the closure.", CLOSURE)
 
     chapter = Chapter(files)
     chapter.add("Closure", [CLOSURE], make)

@@ -62,6 +62,7 @@ def write_synthetic_run(
     write_json(results / "scans.json", _scans(scale_factors["rows"]))
     write_json(results / "two_jets.json", _two_jets(scale_factors["rows"]))
     write_json(results / "identifiability.json", _identifiability())
+    write_json(results / "region_dependence.json", _region_dependence())
     write_json(results / "support.json", _support([*regions.values(), HELD_OUT]))
     write_json(results / "coverage.json", _coverage(scale_factors["rows"]))
     write_json(results / "composition.json", _composition(random, regions))
@@ -256,6 +257,23 @@ def _identifiability() -> dict[str, Any]:
     }
 
 
+def _region_dependence() -> dict[str, Any]:
+    return {
+        "scale": {"light": 0.03},
+        "prior_width": 0.05,
+        "likelihood_ratio": 4.0,
+        "p_value": 0.02,
+        "rows": [
+            {
+                "region": "dijet",
+                "flavour": "light",
+                "shift": [0.06, -0.08, 0.0],
+                "uncertainty": [0.02, 0.05, 0.0],
+            }
+        ],
+    }
+
+
 def _support(regions: list[str]) -> dict[str, Any]:
     rows = [
         {"region": region, "control": region != HELD_OUT, "flavour": "b", "jets": 4000, "beyond": beyond}
@@ -409,7 +427,21 @@ def _closure(random: np.random.Generator, regions: list[str]) -> dict[str, Any]:
     failed = {key: rows[-1][key] for key in ("region", "flavour", "working_point", "ratio_calibrated")}
     return {
         "rows": rows,
-        "summary": {"held_out": {"within_two_sigma": 11, "rows": 12}},
+        "summary": {
+            "held_out": {"within_two_sigma": 11, "rows": 12},
+            "rule": {
+                "passed": False,
+                "rows": [
+                    {
+                        **failed,
+                        "deviation_in_sigma": 3.4,
+                        "closes": False,
+                        "uncertainty_small_enough": True,
+                        "passed": False,
+                    }
+                ],
+            },
+        },
         "failures": [{**failed, "pull": -3.4}],
     }
 

@@ -249,6 +249,12 @@ def test_what_the_regions_leave_open_is_named(report):
     assert support["ttbar_ljets"][1][0] == "held out"
     assert re.findall(r'class="number sigma3" data-value="(\d+)"', report.html).count("40") == 1
     assert float(support["dijet"][6][1]) == pytest.approx(0.1)
+    regions = {(line[0][0], line[2][0]): line for line in rows_of(page, "table_region_dependence")}
+    # The coordinate that deviates most in its own uncertainty, not the one that deviates most.
+    assert [float(cell[1]) for cell in regions["light", "dijet"][3:]] == [0.06, 0.02, 3.0]
+    assert float(regions["light", "dijet"][1][1]) == 0.03
+    (judged,) = rows_of(page, "table_closure_rule")
+    assert [cell[0] for cell in judged[5:]] == ["no", "yes"]
     (failure,) = rows_of(page, "table_failures")
     assert (failure[0][0], failure[1][0], float(failure[4][1])) == ("ttbar_ljets", "light", -3.4)
 
