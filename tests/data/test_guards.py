@@ -157,7 +157,7 @@ def test_saturated_scores_have_finite_log_ratios(tmp_path: Path, jets: Jets) -> 
     )
     assert read.log_score is not None
     assert np.isfinite(read.log_score).all()
-    np.testing.assert_allclose(np.exp(read.log_score).sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(read.log_score).sum(axis=1), 1.0, rtol=1e-8)
 
 
 @pytest.mark.fault(6, "columns that are no probabilities")
