@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from selfcal.report.figures.breakdown import breakdown_figure
 from selfcal.report.figures.impacts import impact_figures
 from selfcal.report.figures.scans import scan_figures
+from selfcal.report.fit_inputs import Coverage, Fit, ImpactTable, Scans, TwoJets
 from selfcal.report.fit_tables import (
     coverage_table,
     scan_table,
@@ -22,13 +23,8 @@ from selfcal.report.inputs import (
     SCANS,
     SUPPORT,
     TWO_JETS,
-    Coverage,
-    Fit,
-    ImpactTable,
     RunFiles,
     ScaleFactors,
-    Scans,
-    TwoJets,
 )
 from selfcal.report.limits import (
     MapIdentifiability,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from selfcal.report.fit_inputs import Coverage, Scans, TwoJets
 from selfcal.report.inputs import (
     CLOSURE,
     COVERAGE,
@@ -9,11 +10,8 @@ from selfcal.report.inputs import (
     SCANS,
     TWO_JETS,
     Closure,
-    Coverage,
     ScaleFactorRow,
     ScaleFactors,
-    Scans,
-    TwoJets,
 )
 from selfcal.report.style import interval, percent
 from selfcal.report.tables import NOTHING, Cell, Table, number, significance_style

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from selfcal.report.figures.closure import significance
+from selfcal.report.fit_inputs import Fit
 from selfcal.report.html import Headline, Tile
 from selfcal.report.inputs import (
     AGAINST_TRUTH,
@@ -14,7 +15,6 @@ from selfcal.report.inputs import (
     SCALE_FACTORS,
     AgainstTruth,
     Closure,
-    Fit,
     ScaleFactorRow,
     ScaleFactors,
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfcal.errors import DataError
+from selfcal.report.evaluation import Evaluation, evaluation_table
 from selfcal.report.figures.closure import closure_figure
 from selfcal.report.figures.composition import composition_figure
 from selfcal.report.figures.correlation import correlation_figure
@@ -17,6 +18,7 @@ from selfcal.report.figures.performance import roc_figure, trained_roc_figure, t
 from selfcal.report.figures.posterior import corner_figure
 from selfcal.report.figures.pulls import nuisance_figure, truth_pull_figure
 from selfcal.report.figures.scale_factors import continuous_figures, working_point_figures
+from selfcal.report.fit_inputs import Fit
 from selfcal.report.fit_tables import failure_table, rule_table
 from selfcal.report.html import PageFigure, PageText, Section
 from selfcal.report.inputs import (
@@ -39,8 +41,6 @@ from selfcal.report.inputs import (
     AgainstTruth,
     Closure,
     Composition,
-    Evaluation,
-    Fit,
     Posterior,
     RunFiles,
     ScaleFactors,
@@ -54,7 +54,6 @@ from selfcal.report.tables import (
     composition_table,
     content_table,
     detector_table,
-    evaluation_table,
     predictive_table,
     rejection_table,
     response_table,

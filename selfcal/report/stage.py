@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from selfcal.errors import DataError
 from selfcal.report import fit_sections, sections
+from selfcal.report.fit_inputs import Fit
 from selfcal.report.headline import headline
 from selfcal.report.html import PageFigure, render
 from selfcal.report.inputs import (
@@ -20,7 +21,6 @@ from selfcal.report.inputs import (
     AgainstTruth,
     Closure,
     Content,
-    Fit,
     RunFiles,
     ScaleFactors,
 )

@@ -15,12 +15,11 @@ from selfcal.report.figures.impacts import impact_figures
 from selfcal.report.figures.performance import training_figure
 from selfcal.report.figures.scale_factors import continuous_bin_labels
 from selfcal.report.figures.scans import rise_curve
+from selfcal.report.fit_inputs import ImpactTable, ProfileScan
 from selfcal.report.inputs import (
     IMPACTS,
     SCALE_FACTORS,
     ClosureRow,
-    ImpactTable,
-    ProfileScan,
     RunFiles,
     ScaleFactors,
     TaggerMetrics,

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfcal.errors import DataError
-from selfcal.report.inputs import EVALUATION, Evaluation, EvaluationPlace
+from selfcal.report.evaluation import Evaluation, EvaluationPlace
+from selfcal.report.inputs import EVALUATION
 from selfcal.report.style import (
     AFTER_COLOUR,
     BEFORE_COLOUR,

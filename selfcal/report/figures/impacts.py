@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from selfcal.errors import DataError
 from selfcal.report.figures.pulls import sigma_bands
-from selfcal.report.inputs import IMPACTS, SCALE_FACTORS, ImpactsOfRow, ImpactTable, ScaleFactors
+from selfcal.report.fit_inputs import ImpactsOfRow, ImpactTable
+from selfcal.report.inputs import IMPACTS, SCALE_FACTORS, ScaleFactors
 from selfcal.report.style import (
     INK,
     WARNING_COLOUR,

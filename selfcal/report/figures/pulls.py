@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfcal.errors import DataError
-from selfcal.report.inputs import AGAINST_TRUTH, FIT, SCALE_FACTORS, AgainstTruth, Fit, ScaleFactors
+from selfcal.report.fit_inputs import Fit
+from selfcal.report.inputs import AGAINST_TRUTH, FIT, SCALE_FACTORS, AgainstTruth, ScaleFactors
 from selfcal.report.style import (
     BEFORE_COLOUR,
     GOOD_COLOUR,

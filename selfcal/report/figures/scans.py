@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from scipy.interpolate import PchipInterpolator
 
 from selfcal.errors import DataError
-from selfcal.report.inputs import SCALE_FACTORS, SCANS, ProfileScan, ScaleFactors, Scans
+from selfcal.report.fit_inputs import ProfileScan, Scans
+from selfcal.report.inputs import SCALE_FACTORS, SCANS, ScaleFactors
 from selfcal.report.style import (
     BEFORE_COLOUR,
     INK,
