@@ -64,7 +64,7 @@ def export_cdi(results: Results) -> Exported:
             directory = file.mkdir(f"{top}/Continuous/{FOLDER_OF_FLAVOUR[flavour]}/default_SF")
             _write(directory, *_scale_factors(factors, _cells(factors, flavour, None)))
         _write_covariance(file.mkdir(f"{top}/covariance"), factors)
-    return Exported("cdi", (folder / FILE,))
+    return Exported("cdi", (folder / FILE,), not_expressed=results.simulations.left_out())
 
 
 def _cells(factors: ScaleFactorRows, flavour: str, working_point: float | None) -> Cells:

@@ -82,7 +82,7 @@ def export_combine(results: Results) -> Exported:
                 for histogram in _histograms(card, channel):
                     directory[histogram.member("fName")] = histogram
     files = (folder / DATACARD, folder / SHAPES)
-    return Exported("combine", files, not_expressed=tuple(card.not_expressed))
+    return Exported("combine", files, not_expressed=(*card.not_expressed, *results.simulations.left_out()))
 
 
 def translate(workspace: Mapping[str, Any]) -> Datacard:

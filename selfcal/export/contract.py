@@ -11,12 +11,13 @@ value, and it is never 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfcal.config.fit import ExportConfig
 from selfcal.export.rows import ScaleFactorRows
+from selfcal.export.simulations import SimulationRows
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Results:
     folder : the results folder, into which the exporter writes
     factors : the scale factors
     workspace : the likelihood, as pyhf opens it
+    simulations : what alternative simulations say, where there are any
     """
 
     folder: Path
     factors: ScaleFactorRows
     workspace: Mapping[str, Any]
     config: ExportConfig
+    simulations: SimulationRows = field(default_factory=SimulationRows)
 
 
 @dataclass(frozen=True)

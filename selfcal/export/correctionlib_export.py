@@ -6,6 +6,10 @@
 ``<tagger>_wp_values`` (working_point) : thresholds on the discriminant
 ``<tagger>_status`` (working_point, flavor, abseta, pt), ``<tagger>_shape_status`` (flavor, abseta, pt,
 discriminant) : 1 measured, 2 extrapolated, 3 external, 0 none
+``<tagger>_generators`` (systematic, variation, working_point, flavor, abseta, pt) : where other simulations
+were given, their efficiency over the nominal one's; who uses one divides the scale factor of data by it
+``<tagger>_high_pt`` (systematic, working_point, flavor, abseta, pt) : where bins beyond the last measured one
+were asked for, its scale factors carried there; apart from the others, because nothing is measured there
 
 ``systematic`` is central, or ``up`` or ``down`` followed by
 
@@ -31,7 +35,9 @@ all those cases, so that an analysis can ask first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import correctionlib.schemav2 as schema
@@ -42,6 +48,7 @@ from selfcal.config.fit import ExportConfig
 from selfcal.data.flavours import FLAVOUR_TO_CONE_LABEL, FLAVOURS
 from selfcal.export.contract import Exported, Results
 from selfcal.export.rows import Place, ScaleFactorRows, working_point_name
+from selfcal.export.simulations import OF_GENERATORS, OF_HIGH_PT, Row, SimulationRows
 from selfcal.run.atomic import write_text
 
 INCL = ("light",)
@@ -54,13 +61,15 @@ Leaf = Callable[[Place], Any]
 
 def export_correctionlib(results: Results) -> Exported:
     """Write ``correctionlib.json``."""
-    corrections = correction_set(results.factors, results.config)
+    corrections = correction_set(results.factors, results.config, results.simulations)
     path = results.folder / "correctionlib.json"
     write_text(path, corrections.model_dump_json(exclude_unset=True, indent=1) + "\n")
     return Exported("correctionlib", (path,))
 
 
-def correction_set(factors: ScaleFactorRows, config: ExportConfig) -> schema.CorrectionSet:
+def correction_set(
+    factors: ScaleFactorRows, config: ExportConfig, simulations: SimulationRows | None = None
+) -> schema.CorrectionSet:
     """All corrections of one measurement.
 
     Raises
@@ -83,6 +92,10 @@ def correction_set(factors: ScaleFactorRows, config: ExportConfig) -> schema.Cor
         _status(f"{tagger}_status", factors),
         _shape_status(f"{tagger}_shape_status", factors),
     ]
+    if simulations and simulations.generators:
+        corrections.append(_generators(f"{tagger}_generators", factors.flavours, simulations))
+    if simulations and simulations.high_pt:
+        corrections.append(_high_pt(f"{tagger}_high_pt", factors, simulations))
     return schema.CorrectionSet(
         schema_version=2,
         description=f"{factors.note}Flavour-tagging scale factors of {tagger}, data over simulation",
@@ -190,6 +203,92 @@ def _shape_status(name: str, factors: ScaleFactorRows) -> schema.Correction:
         inputs=[_flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
         output=_status_variable(),
         data=_by_discriminant(factors, lambda place: STATUS[factors.at(place)["status"]], flow=0.0),
+    )
+
+
+def _generators(name: str, flavours: tuple[str, ...], simulations: SimulationRows) -> schema.Correction:
+    def of_variation(variation: str, sign: int) -> schema.Category:
+        rows = [row for row in simulations.generators if row["variation"] == variation]
+        return _by_row(rows, lambda row: row["value"] + sign * row["stat"])
+
+    leaves = {
+        key: _category("variation", {name: of_variation(name, sign) for name in simulations.variations})
+        for key, sign in (("central", 0), ("up", 1), ("down", -1))
+    }
+    systematic = schema.Variable(
+        name="systematic", type="string", description="central, up or down (statistics)"
+    )
+    variation = schema.Variable(name="variation", type="string", description="name of the other simulation")
+    return schema.Correction(
+        name=name,
+        version=1,
+        description=f"{OF_GENERATORS}; errors outside of what both have",
+        inputs=[systematic, variation, _working_point(), _flavor(flavours), _abseta(), _pt()],
+        output=schema.Variable(name="factor", type="real", description="other simulation over nominal one"),
+        data=_category("systematic", leaves),
+    )
+
+
+def _high_pt(name: str, factors: ScaleFactorRows, simulations: SimulationRows) -> schema.Correction:
+    def shifted(part: str | None, sign: int) -> schema.Category:
+        def value(row: Row) -> float:
+            if row["value"] is None:
+                return math.nan
+            size = row["total"] if part is None else row["syst"].get(part, 0.0)
+            return float(row["value"] + sign * size)
+
+        return _by_row(simulations.high_pt, value)
+
+    leaves = {"central": shifted(None, 0), "up": shifted(None, 1), "down": shifted(None, -1)}
+    for part in simulations.parts:
+        leaves |= {f"up_{part}": shifted(part, 1), f"down_{part}": shifted(part, -1)}
+    known = f"central, or up or down followed by nothing (total) or one of _{', _'.join(simulations.parts)}"
+    return schema.Correction(
+        name=name,
+        version=1,
+        description=f"{factors.note}{OF_HIGH_PT}; errors where nothing is known",
+        inputs=[
+            schema.Variable(name="systematic", type="string", description=known),
+            *(_working_point(), _flavor(factors.flavours), _abseta(), _pt()),
+        ],
+        output=_weight(),
+        data=_category("systematic", leaves),
+    )
+
+
+def _by_row(rows: Sequence[Row], value: Callable[[Row], float]) -> schema.Category:
+    """Working point, flavour, |eta| and pT of ``rows``, in their own bins; without a row it is an error."""
+
+    def bins(own: Sequence[Row]) -> schema.Binning:
+        found = {(tuple(row["abs_eta"]), tuple(row["pt_gev"])): value(row) for row in own}
+        abs_eta = sorted({edge for eta, _ in found for edge in eta})
+        pt_gev = sorted({edge for _, pt in found for edge in pt})
+        by_pt = [
+            _binning(
+                "pt",
+                pt_gev,
+                [_number(found.get((eta, pt), math.nan)) for pt in itertools.pairwise(pt_gev)],
+                "error",
+            )
+            for eta in itertools.pairwise(abs_eta)
+        ]
+        return _binning("abseta", abs_eta, by_pt, "error")
+
+    def of(**wanted: Any) -> list[Row]:
+        return [row for row in rows if all(row[key] == one for key, one in wanted.items())]
+
+    return _category(
+        "working_point",
+        {
+            working_point_name(point): _category(
+                "flavor",
+                {
+                    _cone_label(flavour): bins(of(working_point=point, flavour=flavour))
+                    for flavour in dict.fromkeys(row["flavour"] for row in of(working_point=point))
+                },
+            )
+            for point in dict.fromkeys(row["working_point"] for row in rows)
+        },
     )
 
 

@@ -2,7 +2,8 @@
 
 Per flavour a table of working-point and one of pseudo-continuous scale factors, each with the uncertainty of
 the data (``stat``), of every systematic group (``sys,<group>``), the total and the status; and per pair of
-flavours the covariance between all their rows, named as in the column "Row". ``hepdata.tar.gz``
+flavours the covariance between all their rows, named as in the column "Row". Where alternative simulations
+were given, one table more per simulation, and one of what lies beyond the last pT bin. ``hepdata.tar.gz``
 beside the folder holds the same files for the upload. Numbers have 12 significant digits.
 
 A row that was not measured has ``-`` for its numbers and the status ``unmeasured``. The submission needs the
@@ -26,6 +27,7 @@ import numpy as np
 from selfcal.errors import DataError
 from selfcal.export.contract import Exported, Results
 from selfcal.export.rows import STATISTICS, Row, ScaleFactorRows, working_point_name
+from selfcal.export.simulations import OF_GENERATORS, OF_HIGH_PT, SimulationRows
 from selfcal.run.atomic import atomic_folder, atomic_path
 
 DIGITS = 12
@@ -62,7 +64,8 @@ def export_hepdata(results: Results) -> Exported:
             f"{results.factors.note}Flavour-tagging scale factors (data over simulation) of "
             f"{results.factors.tagger}, with every group of uncertainty and the covariance of all of them."
         )
-        for table in [*_scale_factors(results.factors), *_covariances(results.factors)]:
+        tables = [*_scale_factors(results.factors), *_covariances(results.factors)]
+        for table in [*tables, *_simulations(results.simulations, results.factors.note)]:
             submission.add_table(table)
         with atomic_folder(folder) as temporary:
             # hepdata_lib leaves its archive in the current directory.
@@ -100,10 +103,7 @@ def _scale_factors(factors: ScaleFactorRows) -> list[Any]:
 
 
 def _places(factors: ScaleFactorRows, rows: Sequence[Row]) -> list[Any]:
-    where = [
-        _variable("pT", [tuple(row["pt_gev"]) for row in rows], units="GeV", binned=True),
-        _variable("|eta|", [tuple(row["abs_eta"]) for row in rows], binned=True),
-    ]
+    where = _kinematics(rows)
     if rows[0]["kind"] == "working_point":
         thresholds = dict(zip(factors.working_points, factors.discriminant_edges, strict=True))
         points = [row["working_point"] for row in rows]
@@ -152,6 +152,51 @@ def _covariances(factors: ScaleFactorRows) -> list[Any]:
         table.add_variable(_variable("Covariance", values, dependent=True))
         tables.append(table)
     return tables
+
+
+def _simulations(simulations: SimulationRows, note: str) -> list[Any]:
+    """One table per other simulation, and one of what lies beyond the last pT bin."""
+    from hepdata_lib import Uncertainty
+
+    tables = []
+    for name in simulations.variations:
+        rows = [row for row in simulations.generators if row["variation"] == name]
+        table = _table(f"Simulation {name}", f"{OF_GENERATORS}: {name}.")
+        factor = _variable("Factor", [float(row["value"]) for row in rows], dependent=True)
+        uncertainty = Uncertainty("stat")
+        uncertainty.values = [float(row["stat"]) for row in rows]
+        factor.add_uncertainty(uncertainty)
+        for variable in [*_kinematics(rows), *_selected(rows), factor]:
+            table.add_variable(variable)
+        tables.append(table)
+    if rows := list(simulations.high_pt):
+        table = _table("Scale factors at high pT", f"{note}{OF_HIGH_PT}. '{UNKNOWN}': nothing known.")
+        value = _variable("Scale factor", [_or_unknown(row["value"]) for row in rows], dependent=True)
+        for part in simulations.parts:
+            uncertainty = Uncertainty(f"sys,{part}")
+            uncertainty.values = [row["syst"].get(part) for row in rows]
+            value.add_uncertainty(uncertainty)
+        total = _variable("Total uncertainty", [_or_unknown(row["total"]) for row in rows], dependent=True)
+        status = _variable("Status", [row["status"] for row in rows], dependent=True)
+        for variable in [*_kinematics(rows), *_selected(rows), value, total, status]:
+            table.add_variable(variable)
+        tables.append(table)
+    return tables
+
+
+def _kinematics(rows: Sequence[Row]) -> list[Any]:
+    return [
+        _variable("pT", [tuple(row["pt_gev"]) for row in rows], units="GeV", binned=True),
+        _variable("|eta|", [tuple(row["abs_eta"]) for row in rows], binned=True),
+    ]
+
+
+def _selected(rows: Sequence[Row]) -> list[Any]:
+    points = [working_point_name(row["working_point"]) for row in rows]
+    return [
+        _variable("Flavour", [row["flavour"] for row in rows]),
+        _variable("Working point", points, units="%"),
+    ]
 
 
 def _table(name: str, description: str) -> Any:

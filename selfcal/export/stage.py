@@ -15,6 +15,7 @@ from selfcal.export.correctionlib_export import export_correctionlib
 from selfcal.export.hepdata import export_hepdata
 from selfcal.export.onnx_export import export_onnx
 from selfcal.export.rows import ScaleFactorRows
+from selfcal.export.simulations import read_simulation_rows
 from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
@@ -47,6 +48,7 @@ def run_export(context: RunContext) -> list[Path]:
         ScaleFactorRows(read_json(folder / "scale_factors.json")),
         read_json(folder / "workspace.json"),
         context.config.export,
+        read_simulation_rows(folder),
     )
     done = [export(results) for export in EXPORTERS]
     done.append(export_onnx(folder, context.directory.checkpoints / "tagger_final"))

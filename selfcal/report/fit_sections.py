@@ -17,6 +17,8 @@ from selfcal.report.html import Section
 from selfcal.report.inputs import (
     COVERAGE,
     FIT,
+    GENERATORS,
+    HIGH_PT,
     IDENTIFIABILITY,
     IMPACTS,
     REGION_DEPENDENCE,
@@ -35,6 +37,7 @@ from selfcal.report.limits import (
     support_table,
 )
 from selfcal.report.sections import Chapter, Content, Draw
+from selfcal.report.simulations import Generators, HighPt, generator_table, high_pt_table
 from selfcal.report.tables import content_table
 
 
@@ -79,6 +82,18 @@ def two_jets_section(files: RunFiles, scale_factors: ScaleFactors) -> Section:
         lambda: [two_jets_table(files.read(TWO_JETS, TwoJets), scale_factors)],
     )
     return chapter.close("two_jets", "Pairs of jets")
+
+
+def simulations_section(files: RunFiles) -> Section:
+    """Factors between simulations, and what they say beyond the last pT bin."""
+    chapter = Chapter(files)
+    chapter.add(
+        "Factors between simulations",
+        [GENERATORS],
+        lambda: [generator_table(files.read(GENERATORS, Generators))],
+    )
+    chapter.add("High pT", [HIGH_PT], lambda: [high_pt_table(files.read(HIGH_PT, HighPt))])
+    return chapter.close("simulations", "Other simulations")
 
 
 def limits_section(files: RunFiles) -> Section:

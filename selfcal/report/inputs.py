@@ -22,6 +22,8 @@ FIT = "results/fit.json"
 IMPACTS = "results/impacts.json"
 SCANS = "results/scans.json"
 TWO_JETS = "results/two_jets.json"
+GENERATORS = "results/generators.json"
+HIGH_PT = "results/high_pt.json"
 IDENTIFIABILITY = "results/identifiability.json"
 SUPPORT = "results/support.json"
 REGION_DEPENDENCE = "results/region_dependence.json"
@@ -47,6 +49,8 @@ WRITTEN_BY: dict[str, str] = {
     IMPACTS: "'selfcal fit' writes",
     SCANS: "'selfcal fit' writes where fit.scanned_working_points names any",
     TWO_JETS: "'selfcal fit' writes where fit.two_jet_region is set",
+    GENERATORS: "'selfcal fit' writes where a data card has 'use: alternative'",
+    HIGH_PT: "'selfcal fit' writes where fit.high_pt_gev_edges is set",
     IDENTIFIABILITY: "'selfcal calibrate' writes",
     SUPPORT: "'selfcal calibrate' writes",
     REGION_DEPENDENCE: "'selfcal calibrate' writes",

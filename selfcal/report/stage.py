@@ -83,6 +83,7 @@ def build_report(run_path: Path) -> list[Path]:
             sections.pull_section(files, scale_factors, draw),
             fit_sections.uncertainty_section(files, scale_factors, draw),
             fit_sections.two_jets_section(files, scale_factors),
+            fit_sections.simulations_section(files),
             fit_sections.limits_section(files),
             sections.correlation_section(files, scale_factors, draw),
             sections.tagger_section(files, scale_factors.tagger, draw),

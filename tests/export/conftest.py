@@ -12,6 +12,7 @@ from selfcal.config.fit import ExportConfig
 from selfcal.config.run import DataConfig, RunConfig
 from selfcal.export.contract import Results
 from selfcal.export.rows import ScaleFactorRows
+from selfcal.export.simulations import SimulationRows
 from selfcal.likelihood.eigenvariations import reduce_covariance, round_trip_error
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
@@ -92,6 +93,29 @@ def make_scale_factors(
     }
 
 
+def make_simulations() -> SimulationRows:
+    """Two other simulations, one without charm; b and c carried beyond 250 GeV, of c nothing is known."""
+    place = {"abs_eta": [0.0, 2.5]}
+    generators = [
+        {"variation": name, "flavour": flavour, "working_point": point, "pt_gev": EDGES[p : p + 2], **place,
+         "value": 0.9 + 0.01 * number, "stat": 0.001 * (1 + number)}
+        for number, (name, flavour, point, p) in enumerate(
+            (name, flavour, point, p)
+            for name, flavour in (("shower", "b"), ("shower", "c"), ("radiation", "b"))
+            for point, p in itertools.product((0.77, 0.60), range(2))
+        )
+    ]  # fmt: skip
+    beyond = [
+        {"flavour": flavour, "kind": "working_point", "working_point": 0.77, "pt_gev": [low, high], **place,
+         "value": 1.05 if known else None, "total": 0.13 if known else None,
+         "syst": {"last_bin": 0.05, "modelling_shower": 0.12} if known else {},
+         "status": "extrapolated" if known else "unmeasured"}
+        for flavour, known in (("b", True), ("c", False))
+        for low, high in ((250.0, 400.0), (400.0, 1000.0))
+    ]  # fmt: skip
+    return SimulationRows(tuple(generators), tuple(beyond))
+
+
 def make_workspace() -> dict:
     """Two channels of two bins with one modifier of every kind that the fit's workspaces have."""
 
@@ -166,6 +190,12 @@ def workspace() -> dict:
 def results(tmp_path, content, workspace) -> Results:
     """What an exporter gets."""
     return Results(tmp_path, ScaleFactorRows(content), workspace, ExportConfig())
+
+
+@pytest.fixture
+def simulations() -> SimulationRows:
+    """What alternative simulations say."""
+    return make_simulations()
 
 
 @pytest.fixture

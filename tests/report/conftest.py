@@ -61,6 +61,8 @@ def write_synthetic_run(
     write_json(results / "impacts.json", _impacts(random, scale_factors["rows"], hostile))
     write_json(results / "scans.json", _scans(scale_factors["rows"]))
     write_json(results / "two_jets.json", _two_jets(scale_factors["rows"]))
+    write_json(results / "generators.json", _generators())
+    write_json(results / "high_pt.json", _high_pt())
     write_json(results / "identifiability.json", _identifiability())
     write_json(results / "region_dependence.json", _region_dependence())
     write_json(results / "support.json", _support([*regions.values(), HELD_OUT]))
@@ -280,6 +282,42 @@ def _support(regions: list[str]) -> dict[str, Any]:
         for region, beyond in zip(regions, (4, 6, 5, 3, 40), strict=False)
     ]
     return {"expected_share": 0.001, "rows": rows}
+
+
+def _generators() -> dict[str, Any]:
+    rows = [
+        {
+            "variation": name,
+            "flavour": "b",
+            "working_point": point,
+            "pt_gev": list(PT_GEV[p : p + 2]),
+            "abs_eta": [0.0, 2.5],
+            "value": value + 0.001 * p,
+            "stat": 0.01,
+        }
+        for name, value in (("shower", 1.025), ("radiation", 0.99))
+        for point in WORKING_POINTS
+        for p in range(3)
+    ]
+    return {"schema_version": 1, "rows": rows}
+
+
+def _high_pt() -> dict[str, Any]:
+    known = {"value": 0.97, "syst": {"last_bin": 0.03, "modelling_shower": 0.04}, "total": 0.05}
+    unknown = {"value": None, "syst": {}, "total": None}
+    rows = [
+        {
+            "flavour": flavour,
+            "kind": "working_point",
+            "working_point": 0.77,
+            "pt_gev": [250.0, 400.0],
+            "abs_eta": [0.0, 2.5],
+            **(known if flavour == "b" else unknown),
+            "status": "extrapolated" if flavour == "b" else "unmeasured",
+        }
+        for flavour in FLAVOURS
+    ]
+    return {"schema_version": 1, "blinded": False, "rows": rows}
 
 
 def _coverage(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -259,6 +259,26 @@ def test_what_the_regions_leave_open_is_named(report):
     assert (failure[0][0], failure[1][0], float(failure[4][1])) == ("ttbar_ljets", "light", -3.4)
 
 
+def test_other_simulations_are_shown_with_every_number_of_their_files(report):
+    page = Page(report.html)
+    factors = json.loads((report.path / "results/generators.json").read_text())["rows"]
+    for cells, row in zip(rows_of(page, "table_generators"), factors, strict=True):
+        assert [cells[0][0], cells[1][0]] == [row["variation"], row["flavour"]]
+        pull = (row["value"] - 1) / row["stat"]
+        wanted = [row["working_point"], row["pt_gev"][0], row["value"], row["stat"], pull]
+        assert [float(cells[i][1]) for i in (2, 3, 5, 6, 7)] == pytest.approx(wanted)
+    beyond = json.loads((report.path / "results/high_pt.json").read_text())["rows"]
+    for cells, row in zip(rows_of(page, "table_high_pt"), beyond, strict=True):
+        wanted = [
+            row["value"],
+            row["syst"].get("last_bin"),
+            row["syst"].get("modelling_shower"),
+            row["total"],
+        ]
+        assert [cell[1] for cell in cells[5:]] == ["" if value is None else str(value) for value in wanted]
+        assert cells[4][0] == row["status"]
+
+
 def test_scans_give_asymmetric_intervals_and_say_what_failed(report):
     lines = rows_of(Page(report.html), "table_scans")
     assert lines[0][9][0] == "no constrained minimum was found"
@@ -285,6 +305,8 @@ def test_coverage_and_treated_variations_are_in_the_page(report):
         ("results/two_jets.json", "two_jets.png"),
         ("results/identifiability.json", "identifiability.png"),
         ("results/support.json", "support.png"),
+        ("results/generators.json", "generators.png"),
+        ("results/high_pt.json", "high_pt.png"),
         ("results/coverage.json", "coverage.png"),
         ("results/scale_factors_against_truth.json", "pulls_truth.png"),
         ("results/composition.json", "composition.png"),
