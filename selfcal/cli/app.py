@@ -10,19 +10,47 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 import selfcal
 from selfcal.cli import options as opt
+from selfcal.cli.examples import examples
 from selfcal.config.schema import SchemaKind
 from selfcal.errors import ConfigError, DataError, Interrupted, SelfcalError
 from selfcal.study.pipeline import DESCRIPTIONS
 
+_ORDER = (
+    *(
+        "init",
+        "inspect",
+        "validate",
+        "run",
+        "generate",
+        "train",
+        "infer",
+        "calibrate",
+        "fit",
+        "export",
+        "report",
+    ),
+    *("predict", "study", "histograms", "schema"),
+)
+"""The verbs in the order in which a user meets them."""
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
     name="selfcal",
+    cls=_InOrder,
     help="Train a jet-flavour tagger together with its own calibration.",
+    epilog=examples(""),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -52,7 +80,7 @@ def _root(
     del version
 
 
-@app.command()
+@app.command(epilog=examples("init"))
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
     dry_run: opt.DryRunOption = False,
@@ -67,67 +95,48 @@ def init(
     init_project(directory, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
-@app.command()
-def validate(
-    configurations: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="CARD_OR_CONFIG...", help="Data cards, or run configurations; YAML."),
-    ] = None,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    seed: opt.SeedOption = None,
-    out: opt.OutOption = None,
-    dry_run: opt.DryRunOption = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
-) -> None:
+CardsOrConfigurations = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="CARD_OR_CONFIG...", help="Data cards, or run configurations; YAML."),
+]
+
+
+@app.command(epilog=examples("validate"))
+@opt.with_options(configurations=CardsOrConfigurations)
+def validate(options: opt.Options) -> None:
     """Check data cards and their files, or every dataset of a run."""
-    del debug
     from selfcal.cli.checking import validate_cards_or_run
 
-    validate_cards_or_run(
-        opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
-    )
+    validate_cards_or_run(options)
 
 
 def _stage_verb(name: str) -> Callable[..., None]:
-    def verb(
-        configurations: opt.Configurations = None,
-        config: opt.ConfigOption = None,
-        assignments: opt.SetOption = None,
-        seed: opt.SeedOption = None,
-        out: opt.OutOption = None,
-        dry_run: opt.DryRunOption = False,
-        as_json: opt.JsonOption = False,
-        verbose: opt.VerboseOption = 0,
-        quiet: opt.QuietOption = False,
-        debug: opt.DebugOption = False,
-    ) -> None:
-        del debug
+    @opt.with_options()
+    def verb(options: opt.Options) -> None:
         from selfcal.cli.execution import execute
 
-        execute(
-            name,
-            opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet),
-        )
+        execute(name, options)
 
     return verb
 
 
 for _description in DESCRIPTIONS:
     if _description.name not in {"validate", "calibrate", "fit", "report"}:
-        app.command(_description.name, help=_description.summary)(_stage_verb(_description.name))
+        _name = _description.name
+        app.command(_name, help=_description.summary, epilog=examples(_name))(_stage_verb(_name))
 
 
 def _summary(name: str) -> str:
     return next(one.summary for one in DESCRIPTIONS if one.name == name)
 
 
-@app.command(help=f"{_summary('calibrate')} With --evaluate, judge families of maps side by side.")
+@app.command(
+    help=f"{_summary('calibrate')} With --evaluate, judge families of maps side by side.",
+    epilog=examples("calibrate"),
+)
+@opt.with_options()
 def calibrate(
-    configurations: opt.Configurations = None,
+    options: opt.Options,
     evaluate: Annotated[
         bool,
         typer.Option(
@@ -135,27 +144,17 @@ def calibrate(
             help="Also derive the maps of other families, and compare all with the truth of pseudo-data.",
         ),
     ] = False,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    seed: opt.SeedOption = None,
-    out: opt.OutOption = None,
-    dry_run: opt.DryRunOption = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
 ) -> None:
     """Fit composition and calibration map."""
-    del debug
     from selfcal.cli.execution import execute
 
-    options = opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
     execute("calibrate", options, evaluate=evaluate)
 
 
-@app.command(help=f"{_summary('fit')} Or fit any pyhf workspace (--workspace).")
+@app.command(help=f"{_summary('fit')} Or fit any pyhf workspace (--workspace).", epilog=examples("fit"))
+@opt.with_options()
 def fit(
-    configurations: opt.Configurations = None,
+    options: opt.Options,
     workspace: Annotated[
         Path | None,
         typer.Option("--workspace", "-w", metavar="FILE", help="A pyhf workspace, .json or .json.gz."),
@@ -175,19 +174,8 @@ def fit(
     force: Annotated[
         bool, typer.Option("--force", help="Write results of a fit that did not converge (fit.force).")
     ] = False,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    seed: opt.SeedOption = None,
-    out: opt.OutOption = None,
-    dry_run: opt.DryRunOption = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
 ) -> None:
     """Measure scale factors, or fit a workspace."""
-    del debug
-    options = opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
     if workspace is not None:
         from selfcal.cli.workspaces import execute_workspace_fit
 
@@ -207,63 +195,43 @@ def fit(
     execute("fit", options)
 
 
-@app.command(help=f"{_summary('report')} Or compare two runs: selfcal report RUN_A RUN_B.")
-def report(
-    configurations: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="CONFIG...|RUN_A RUN_B", help="As for 'run', or the directories of two runs."),
-    ] = None,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    seed: opt.SeedOption = None,
-    out: opt.OutOption = None,
-    dry_run: opt.DryRunOption = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
-) -> None:
+ConfigurationsOrRuns = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="CONFIG...|RUN_A RUN_B", help="As for 'run', or the directories of two runs."),
+]
+
+
+@app.command(
+    help=f"{_summary('report')} Or compare two runs: selfcal report RUN_A RUN_B.", epilog=examples("report")
+)
+@opt.with_options(configurations=ConfigurationsOrRuns)
+def report(options: opt.Options) -> None:
     """Write the report of a run, or of two runs side by side."""
-    del debug
     from selfcal.cli.comparing import are_runs, execute_comparison
     from selfcal.cli.execution import execute
 
-    options = opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet)
     if are_runs(options.configurations):
         execute_comparison(options)
     else:
         execute("report", options)
 
 
-@app.command()
+@app.command(epilog=examples("run"), short_help="Do everything that is not done yet: the stages below.")
+@opt.with_options()
 def run(
-    configurations: opt.Configurations = None,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    seed: opt.SeedOption = None,
-    out: opt.OutOption = None,
-    dry_run: opt.DryRunOption = False,
+    options: opt.Options,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Only go on with a run that exists (finished stages are always kept)."),
     ] = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
 ) -> None:
     """Do everything: generate, validate, train, infer (if enabled), calibrate, fit, export, report."""
-    del debug
     from selfcal.cli.execution import execute
 
-    execute(
-        "run",
-        opt.collect(configurations, config, assignments, seed, out, dry_run, as_json, verbose, quiet),
-        resume=resume,
-    )
+    execute("run", options, resume=resume)
 
 
-@app.command()
+@app.command(epilog=examples("inspect"), short_help="Say what a file holds, and guess its data card.")
 def inspect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of any format with jets.")],
     collection: Annotated[
@@ -282,7 +250,7 @@ def inspect(
     inspect_files(files, collection=collection, card=card, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples("predict"), short_help="Write the tagger's scores into copies of files.")
 def predict(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with a tagger.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files with jets and tracks.")],
@@ -309,7 +277,7 @@ def predict(
     )
 
 
-@app.command()
+@app.command(epilog=examples("schema"), short_help="Print a JSON Schema, for editors.")
 def schema(
     kind: Annotated[str, typer.Argument(metavar="run|card|study", help="Which kind of file.")] = "run",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.")] = None,
@@ -343,6 +311,16 @@ StudyArgument = Annotated[
         autocompletion=opt.shipped_completion("studies"),
     ),
 ]
+StudyConfig = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Run configuration laid over the base of every point; repeatable.",
+        autocompletion=opt.shipped_completion("configs"),
+    ),
+]
 StudyOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="DIR", help="Study directory (default: studies-out/<name>)."),
@@ -364,53 +342,37 @@ StudyScheduler = Annotated[
 ]
 
 
-@study_app.command("run")
+@study_app.command("run", epilog=examples("study run"))
+@opt.with_options("configurations", "seed", config=StudyConfig, out=StudyOut)
 def study_run(
+    options: opt.Options,
     study: StudyArgument,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    out: StudyOut = None,
     store: StudyStore = None,
     workers: StudyWorkers = None,
     scheduler: StudyScheduler = None,
-    dry_run: opt.DryRunOption = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
 ) -> None:
     """Run every point of a study; points that are done, by this or another study, are not done again."""
-    del debug
     from selfcal.cli.studies import Where, execute_study
 
-    options = opt.collect(None, config, assignments, None, out, dry_run, as_json, verbose, quiet)
     execute_study(study, options, Where(store, workers, scheduler), resume=False)
 
 
-@study_app.command("resume")
+@study_app.command("resume", epilog=examples("study resume"))
+@opt.with_options("configurations", "seed", config=StudyConfig, out=StudyOut)
 def study_resume(
+    options: opt.Options,
     study: StudyArgument,
-    config: opt.ConfigOption = None,
-    assignments: opt.SetOption = None,
-    out: StudyOut = None,
     store: StudyStore = None,
     workers: StudyWorkers = None,
     scheduler: StudyScheduler = None,
-    dry_run: opt.DryRunOption = False,
-    as_json: opt.JsonOption = False,
-    verbose: opt.VerboseOption = 0,
-    quiet: opt.QuietOption = False,
-    debug: opt.DebugOption = False,
 ) -> None:
     """Go on with a study that was interrupted, or try its failed points again."""
-    del debug
     from selfcal.cli.studies import Where, execute_study
 
-    options = opt.collect(None, config, assignments, None, out, dry_run, as_json, verbose, quiet)
     execute_study(study, options, Where(store, workers, scheduler), resume=True)
 
 
-@study_app.command("list")
+@study_app.command("list", epilog=examples("study list"))
 def study_list(as_json: opt.JsonOption = False, debug: opt.DebugOption = False) -> None:
     """List the studies that come with selfcal."""
     del debug
@@ -419,7 +381,7 @@ def study_list(as_json: opt.JsonOption = False, debug: opt.DebugOption = False) 
     list_studies(as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples("histograms"), short_help="Infer the detector from published histograms.")
 def histograms(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="ROOT file with histograms of data.")],
     simulation: Annotated[Path, typer.Argument(metavar="SIMULATION", help="The same of simulation.")],

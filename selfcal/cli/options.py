@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -77,25 +78,69 @@ class Options:
     quiet: bool = False
 
 
-def collect(
-    configurations: list[str] | None,
-    config: list[str] | None,
-    assignments: list[str] | None,
-    seed: int | None,
-    out: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
-) -> Options:
-    """Put the values that typer parsed into one object; positional configurations come first."""
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "configurations": (Configurations, None),
+    "config": (ConfigOption, None),
+    "assignments": (SetOption, None),
+    "seed": (SeedOption, None),
+    "out": (OutOption, None),
+    "dry_run": (DryRunOption, False),
+    "as_json": (JsonOption, False),
+    "verbose": (VerboseOption, 0),
+    "quiet": (QuietOption, False),
+    "debug": (DebugOption, False),
+}
+"""Annotation and default of every common option, in the order of the help."""
+
+
+def with_options(*without: str, **instead: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the common options, which reach it as its first argument, an :class:`Options`.
+
+    ``without`` names options that it does not have, ``instead`` others' annotations (another help text).
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        common = {
+            name: Parameter(
+                name,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                default=default,
+                annotation=instead.get(name, annotation),
+            )
+            for name, (annotation, default) in _COMMON.items()
+            if name not in without
+        }
+        hints = get_type_hints(verb, include_extras=True)
+        own = [
+            one.replace(annotation=hints[one.name]) for one in list(signature(verb).parameters.values())[1:]
+        ]
+
+        def called(**given: Any) -> None:
+            values = {name: given.pop(name) for name in common}
+            verb(_collected(values), **given)
+
+        # typer reads the options of a verb from its signature
+        parameters = [*(one for one in own if one.default is Parameter.empty), *_arguments_first(common, own)]
+        vars(called)["__signature__"] = Signature(parameters)
+        called.__annotations__ = {one.name: one.annotation for one in parameters}
+        called.__name__, called.__doc__ = verb.__name__, verb.__doc__
+        return called
+
+    return decorate
+
+
+def _arguments_first(common: Mapping[str, Parameter], own: Sequence[Parameter]) -> list[Parameter]:
+    """The positional configurations, the verb's own options, then the common ones."""
+    first = [common["configurations"]] if "configurations" in common else []
+    optional = [one for one in own if one.default is not Parameter.empty]
+    return [*first, *optional, *(one for name, one in common.items() if name != "configurations")]
+
+
+def _collected(values: Mapping[str, Any]) -> Options:
+    """What typer parsed as one object; positional configurations come before those of ``--config``."""
+    names = ("seed", "out", "dry_run", "as_json", "verbose", "quiet")
     return Options(
-        (*(configurations or ()), *(config or ())),
-        tuple(assignments or ()),
-        seed,
-        out,
-        dry_run,
-        as_json,
-        verbose,
-        quiet,
+        configurations=(*(values.get("configurations") or ()), *(values.get("config") or ())),
+        assignments=tuple(values.get("assignments") or ()),
+        **{name: values[name] for name in names if name in values},
     )

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 import selfcal as package
+from selfcal.cli.app import app
+from selfcal.cli.examples import EXAMPLES
 from selfcal.config.shipped import shipped_path
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
@@ -27,6 +30,34 @@ def test_help_and_version(selfcal):
     verbs = ("init", "validate", "generate", "train", "calibrate", "fit", "export", "report", "run", "study")
     assert all(f"\n  {verb} " in answer.out for verb in verbs)
     assert selfcal("--version").out == f"selfcal {package.__version__}\n"
+
+
+def verbs(group, prefix: str = ""):
+    """Every verb with its command, ``study run`` and the like included; the program itself is ''."""
+    yield prefix, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from verbs(command, f"{prefix} {name}".strip())
+
+
+def test_every_verb_ends_its_help_with_examples_that_it_understands(selfcal):
+    root = typer.main.get_command(app)
+    commands = dict(verbs(root))
+    assert set(commands) - {"study"} == set(EXAMPLES)
+    for verb, written in EXAMPLES.items():
+        shown = selfcal(*verb.split(), "--help").out
+        for line, _ in written:
+            assert f"\n    {line}\n" in shown
+            words = line.partition("&&")[0].partition("selfcal ")[2].split()
+            name = max((one for one in commands if f"{' '.join(words)} ".startswith(f"{one} ")), key=len)
+            assert verb in ("", name)
+            command = commands[name]
+            context = typer.Context(command, info_name=name)
+            command.make_parser(context).parse_args(words[len(name.split()) :])
+
+
+def test_the_verbs_are_listed_in_the_order_of_use(selfcal):
+    shown = [line.split()[0] for line in selfcal("--help").out.partition("Commands:")[2].splitlines() if line]
+    assert shown[:4] == ["init", "inspect", "validate", "run"]
 
 
 @pytest.mark.parametrize(
