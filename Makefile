@@ -19,7 +19,7 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "selfcal needs Python 3.11 or later; choose one with make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[generate,onnx,hepdata,cabinetry,chain,dask,dev]'
+	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[generate,onnx,hepdata,cabinetry,chain,dask,browser,dev]'
 	touch $@
 
 $(VENV): $(INSTALLED)

@@ -64,10 +64,14 @@ def execute_study(name: str, options: Options, where: Where, *, resume: bool) ->
     execute = where.executor(reporter)
     with RunDirectory(folder).lock():
         summary = run_study(study, folder, store, planned, execute, reporter.say)
+        from selfcal.report.study import build_study_report
+
+        page = build_study_report(folder)[-1]
     if options.as_json:
         print_json(summary)
     elif not options.quiet:
         print(render_summary(summary))
+        print(f"report: {page}")
     if summary["failed"]:
         raise StudyFailed(
             f"{summary['failed']} of {summary['points']} points failed",

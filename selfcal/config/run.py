@@ -11,6 +11,7 @@ from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.closure import ClosureConfig
 from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
+from selfcal.config.report import ReportConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.generate.theta import DetectorParameters
@@ -125,6 +126,7 @@ class RunConfig(Configured):
     export: ExportConfig = ExportConfig()
     closure: ClosureConfig = ClosureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
 
     @property
     def joint_training(self) -> bool:

@@ -29,6 +29,7 @@ from selfcal.report.inputs import (
 from selfcal.report.stage import save_figure
 from selfcal.report.style import interval, percent, plain_text, report_style
 from selfcal.report.tables import NOTHING, Cell, Table, flatten, number, significance_style
+from selfcal.report.traces import files_section
 from selfcal.run.atomic import write_text
 
 Model = TypeVar("Model", bound=Content)
@@ -42,7 +43,7 @@ INDEPENDENT = (
 
 
 def compare_runs(first: Path, second: Path, folder: Path) -> list[Path]:
-    """Write ``report.html`` and ``figures/*.png`` of the comparison of two runs into ``folder``.
+    """Write ``report.html`` and ``figures/`` (PNG, PDF) of the comparison of two runs into ``folder``.
 
     Scale factors are compared where both runs have the same flavour, working point or bin, pT and
     pseudorapidity; closure and composition where both have the file.
@@ -50,7 +51,7 @@ def compare_runs(first: Path, second: Path, folder: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        The PNG files and, last, ``report.html``.
+        The PNG and PDF files and, last, ``report.html``.
 
     Raises
     ------
@@ -86,7 +87,9 @@ def compare_runs(first: Path, second: Path, folder: Path) -> list[Path]:
         _composition_section(runs),
         _configuration_section(runs),
     ]
-    write_text(target, render(_headline(pairs, factors, first, second), sections))
+    top = _headline(pairs, factors, first, second)
+    sections.append(files_section(top, sections, {"A/": first, "B/": second}))
+    write_text(target, render(top, sections))
     return [*written, target]
 
 

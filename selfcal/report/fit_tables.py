@@ -96,8 +96,9 @@ def rule_table(closure: Closure) -> Table:
             Cell(percent(row.working_point), row.working_point),
             number(row.ratio_calibrated),
             number(row.deviation_in_sigma, 1),
-            Cell("yes" if row.closes else "no", style="" if row.passed else "sigma3"),
+            Cell("yes" if row.closes else "no", style="" if row.closes else "sigma3"),
             Cell("yes" if row.uncertainty_small_enough else "no"),
+            Cell("passed" if row.passed else "not passed", style="" if row.passed else "sigma3"),
         )
         for row in closure.summary.rule.rows
     )

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,14 +15,38 @@ from selfcal.report.tables import Cell, Table
 
 
 @dataclass(frozen=True)
+class Download:
+    """A file that the page itself holds: its type, and the same content on disk beside the page."""
+
+    type: Literal["image/png", "application/pdf"]
+    file: str
+    content: bytes
+
+    @property
+    def name(self) -> str:
+        """File name without folder."""
+        return self.file.rpartition("/")[2]
+
+    @property
+    def label(self) -> str:
+        """What the link says."""
+        return self.file.rpartition(".")[2].upper()
+
+    @property
+    def address(self) -> Markup:
+        """The content as a ``data:`` address."""
+        return Markup(f"data:{self.type};base64,{base64.b64encode(self.content).decode()}")
+
+
+@dataclass(frozen=True)
 class PageFigure:
-    """A figure as it stands in the page: inline SVG and what is said about it."""
+    """A figure as it stands in the page: inline SVG, what is said about it, and files to take away."""
 
     name: str
     svg: Markup
     caption: str
     sources: tuple[str, ...]
-    file: str
+    downloads: tuple[Download, ...]
 
 
 @dataclass(frozen=True)

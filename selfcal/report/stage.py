@@ -1,18 +1,21 @@
-"""The report stage: reads the run directory, writes ``figures/*.png`` and ``report.html``."""
+"""The report stage: reads the run directory, writes ``figures/*.png``, ``*.pdf`` and ``report.html``."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from selfcal.config.report import StyleName
 from selfcal.errors import DataError
 from selfcal.report import fit_sections, sections
 from selfcal.report.fit_inputs import Fit
 from selfcal.report.headline import headline
-from selfcal.report.html import PageFigure, render
+from selfcal.report.html import Download, PageFigure, render
 from selfcal.report.inputs import (
     AGAINST_TRUTH,
     CLOSURE,
@@ -26,20 +29,26 @@ from selfcal.report.inputs import (
 )
 from selfcal.report.style import ReportFigure, report_style
 from selfcal.report.svg import inline_svg
+from selfcal.report.traces import files_section
 from selfcal.run.atomic import atomic_path, write_text
 from selfcal.run.context import RunContext
 
 PNG_DOTS_PER_INCH = 130
+NO_DATE = {"CreationDate": None, "Creator": None, "Producer": None}
+"""The same figure is the same file."""
 Model = TypeVar("Model", bound=Content)
 
 
 def run_report(context: RunContext) -> list[Path]:
     """Write the report of a run (see :func:`build_report`)."""
-    return build_report(context.directory.path)
+    return build_report(context.directory.path, context.config.report.style)
 
 
-def build_report(run_path: Path) -> list[Path]:
+def build_report(run_path: Path, style: StyleName = "neutral") -> list[Path]:
     """Write the figures and the self-contained page of the run in ``run_path``.
+
+    Labels say "Simulation" if the run is blinded or the truth of its data is known: then there are none of
+    an experiment.
 
     Only ``results/scale_factors.json`` is required; each other file that is absent or not in
     its promised form leaves its part out, with a sentence in the page saying why.
@@ -47,7 +56,7 @@ def build_report(run_path: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        The PNG files and, last, ``report.html``.
+        The PNG and PDF files and, last, ``report.html``.
 
     Raises
     ------
@@ -72,7 +81,8 @@ def build_report(run_path: Path) -> list[Path]:
     def draw(figure: ReportFigure) -> PageFigure:
         return save_figure(figure, run_path, written)
 
-    with report_style():
+    simulated = scale_factors.blinded or files.has(CLOSURE)
+    with report_style(style, simulated=simulated):
         chapters = [
             sections.scale_factor_section(files, scale_factors, against_truth, draw),
             sections.closure_section(files, draw),
@@ -89,8 +99,9 @@ def build_report(run_path: Path) -> list[Path]:
             sections.tagger_section(files, scale_factors.tagger, draw),
             sections.provenance_section(files),
         ]
-    page = render(headline(scale_factors, against_truth, fit, closure, omitted), chapters)
-    write_text(run_path / "report.html", page)
+    top = headline(scale_factors, against_truth, fit, closure, omitted)
+    chapters.append(files_section(top, chapters, {"": run_path}))
+    write_text(run_path / "report.html", render(top, chapters))
     return [*written, run_path / "report.html"]
 
 
@@ -106,17 +117,28 @@ def _optional(files: RunFiles, name: str, model: type[Model], what: str, omitted
 
 
 def save_figure(drawn: ReportFigure, run_path: Path, written: list[Path]) -> PageFigure:
-    """Write the PNG (whole or not at all) and turn the figure into inline SVG."""
+    """Write PNG and PDF (whole or not at all) and turn the figure into inline SVG."""
     name = sections.slug(drawn.name)
-    final = run_path / "figures" / f"{name}.png"
-    if final in written:
-        raise DataError(f"two figures are called '{name}'", where=str(final))
+    if run_path / "figures" / f"{name}.png" in written:
+        raise DataError(f"two figures are called '{name}'", where=str(run_path / "figures"))
     FigureCanvasAgg(drawn.figure)
     with warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes; the page itself still shows it
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        with atomic_path(final) as temporary:
-            drawn.figure.savefig(temporary, format="png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
+        downloads = (
+            Download("image/png", f"figures/{name}.png", _drawn(drawn.figure, "png", {"Software": None})),
+            Download("application/pdf", f"figures/{name}.pdf", _drawn(drawn.figure, "pdf", NO_DATE)),
+        )
         svg = inline_svg(drawn.figure, name, drawn.description)
-    written.append(final)
-    return PageFigure(name, svg, drawn.caption, drawn.sources, f"figures/{name}.png")
+    for file in downloads:
+        final = run_path / file.file
+        with atomic_path(final) as temporary:
+            temporary.write_bytes(file.content)
+        written.append(final)
+    return PageFigure(name, svg, drawn.caption, drawn.sources, downloads)
+
+
+def _drawn(figure: Figure, form: Literal["png", "pdf"], metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=PNG_DOTS_PER_INCH, metadata=metadata)
+    return buffer.getvalue()

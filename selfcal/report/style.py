@@ -1,4 +1,4 @@
-"""How every figure looks: mplhep's ATLAS style, one colour per flavour, ink that follows the page.
+"""How every figure looks: a style of mplhep, one colour per flavour, ink that follows the page.
 
 Ink and paper are two colours found nowhere else in a figure; :mod:`selfcal.report.svg`
 exchanges them for the page's own, so that one drawing serves the light and the dark page.
@@ -6,8 +6,9 @@ exchanges them for the page's own, so that one drawing serves the light and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import matplotlib as mpl
 import mplhep
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from selfcal.config.report import StyleName
 
 INK = "#0a0b0c"
 PAPER = "#fdfefd"
@@ -61,7 +64,33 @@ _OVERRIDES: dict[str, Any] = {
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
     "figure.subplot.wspace": 0.06,
+    "pdf.fonttype": 42,
 }
+
+
+@dataclass(frozen=True)
+class Look:
+    """One style: the name above every figure, parameters of matplotlib, slants of name and text after it."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    slants: tuple[str, str]
+
+
+LOOKS: dict[StyleName, Look] = {
+    "neutral": Look("selfcal", mplhep.style.ATLAS, ("normal", "italic")),
+    "atlas": Look("ATLAS", mplhep.style.ATLAS, ("italic", "normal")),
+    "cms": Look("CMS", mplhep.style.CMS, ("normal", "italic")),
+}
+
+
+@dataclass(frozen=True)
+class _Label:
+    look: Look
+    simulated: bool
+
+
+_label: ContextVar[_Label] = ContextVar("_label")
 
 
 @dataclass(frozen=True)
@@ -80,19 +109,39 @@ class ReportFigure:
 
 
 @contextmanager
-def report_style() -> Iterator[None]:
-    """Draw with the report's style inside the block; the caller's style is left as it was."""
-    parameters: Any = {**mplhep.style.ATLAS, **_OVERRIDES}
-    with mpl.rc_context(parameters):
-        yield
+def report_style(style: StyleName = "neutral", *, simulated: bool = True) -> Iterator[None]:
+    """Draw in a style inside the block; the caller's style is left as it was.
+
+    ``simulated``: no data of an experiment are shown, and every label says "Simulation".
+    """
+    look = LOOKS[style]
+    parameters: Any = {**look.parameters, **_OVERRIDES}
+    before = _label.set(_Label(look, simulated))
+    try:
+        with mpl.rc_context(parameters):
+            yield
+    finally:
+        _label.reset(before)
 
 
-def simulation_label(axes: Axes, right: str = "") -> None:
-    """Write "selfcal Simulation" above the axes on the left, ``right`` above them on the right."""
-    sizes = (13, 12, 10.5, 8)
+def experiment_label(axes: Axes, right: str = "") -> None:
+    """Write name and "Simulation" above the axes on the left, ``right`` above them on the right.
+
+    The word is left out where :func:`report_style` was told that there are data of an experiment.
+    """
+    label = _label.get(_Label(LOOKS["neutral"], simulated=True))
+    slants = (*label.look.slants, "normal", "normal")
     # else mplhep draws the whole figure, once to be up to date and once for the offset text
     axes.figure.stale = False
-    mplhep.label.exp_label(exp="selfcal", rlabel=right, ax=axes, fontsize=sizes, scilocator_adjust=False)
+    mplhep.label.exp_label(
+        exp=label.look.name,
+        data=not label.simulated,
+        rlabel=right,
+        ax=axes,
+        fontsize=(13, 12, 10.5, 8),
+        fontstyle=slants,
+        scilocator_adjust=False,
+    )
 
 
 def plain_text(name: str) -> str:

@@ -51,12 +51,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """Rows under the heads of ``columns``, one cell each."""
+
     name: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
     sources: tuple[str, ...]
     folded: bool = False
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.name}: a row has not one cell for each of {len(self.columns)} columns")
 
 
 def number(value: float | None, decimals: int = 3, style: str = "") -> Cell:

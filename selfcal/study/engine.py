@@ -141,7 +141,9 @@ def _summary(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
     as_expected = None if not verdicts or None in verdicts else all(verdicts)
     return {
         "study": study.config.name,
+        "description": study.config.description,
         "expected": study.config.expected,
+        "columns": study.config.columns,
         "points": len(study_points(study.config)),
         "done": len(rows),
         "failed": sum(row["error"] is not None for row in rows),

@@ -100,7 +100,18 @@ def _place(check: Check, point: Mapping[str, Any], cases: Sequence[Case]) -> flo
 
 
 def _outcome(check: Check, found: list[float], passed: bool | None, why: str) -> dict[str, Any]:
-    return {"rule": rule_text(check), "because": check.because, "found": found, "passed": passed, "why": why}
+    return {
+        "rule": rule_text(check),
+        "because": check.because,
+        "found": found,
+        "passed": passed,
+        "why": why,
+        "value": check.value,
+        "min": check.min,
+        "max": check.max,
+        # limits of each number as it stands in the column
+        "plain": check.over == "every" and not check.against,
+    }
 
 
 def rule_text(check: Check) -> str:

@@ -121,7 +121,7 @@ def _export_configuration(context: RunContext) -> Any:
 
 
 def _report_configuration(context: RunContext) -> Any:
-    facts = {"name": context.config.name}
+    facts = {"name": context.config.name, "report": context.config.report.model_dump(mode="json")}
     # What 'selfcal calibrate --evaluate' adds is no stage, and the report shows it where it is.
     evaluation = context.directory.results / "evaluation.json"
     return facts | {"evaluation": file_sha256(evaluation)} if evaluation.exists() else facts

@@ -93,10 +93,14 @@ def test_every_figure_stands_in_the_page_and_on_disk(report):
     }  # fmt: skip
     page = Page(report.html)
     assert page.count("svg") == page.count("figure") == len(names)
+    starts = {".png": b"\x89PNG", ".pdf": b"%PDF"}
+    held = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
+    assert set(held) == {f"{name}{suffix}" for name in names for suffix in starts}
     for path in report.written[:-1]:
         assert path.parent == report.path / "figures"
-        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.read_bytes().startswith(starts[path.suffix])
         assert f"figures/{path.name}" in page.text_of("code")
+        assert base64.b64decode(held[path.name].partition("base64,")[2]) == path.read_bytes()
     labels = " ".join(page.text_of("text"))
     assert labels.count("Simulation") >= len(names)
     assert "[GeV]" in "".join(page.text_of("tspan"))
@@ -109,7 +113,8 @@ def test_nothing_is_requested_from_outside(report, hostile_report):
         for tag, attributes in page.tags:
             for key in ("src", "href", "xlink:href", "data", "action", "srcset"):
                 value = attributes.get(key)
-                assert value is None or value.startswith(("#", "data:image/png;base64,")), (tag, key)
+                allowed = ("#", "data:image/png;base64,", "data:application/pdf;base64,")
+                assert value is None or value.startswith(allowed), (tag, key)
         assert re.findall(r"https?://", html) == []
         assert "@import" not in html
 
@@ -136,7 +141,7 @@ def test_names_are_escaped_in_html_and_in_svg(small_report, hostile_report, host
     assert sum(shown in text for text in drawn) >= 3
     assert f"Calibration of {hostile_name}" in hostile.text_of("h1")
     assert hostile_name in {row[0][1] for row in rows_of(hostile, "table_closure")}
-    assert all(re.fullmatch(r"[A-Za-z0-9_]+\.png", path.name) for path in hostile_report.written[:-1])
+    assert all(re.fullmatch(r"[A-Za-z0-9_]+\.(png|pdf)", path.name) for path in hostile_report.written[:-1])
 
 
 def test_scale_factor_tables_carry_the_numbers_of_the_file(report):
@@ -211,11 +216,17 @@ def test_every_figure_and_table_names_its_file(report):
     captions = re.findall(r"<(figcaption|caption)>(.*?)</\1>", report.html, re.DOTALL)
     page = Page(report.html)
     assert len(captions) == page.count("figure") + page.count("table")
+    listed = {row[0][0]: row for row in rows_of(page, "table_files")}
+    for name, row in listed.items():
+        content = (report.path / name).read_bytes()
+        assert row[1][1:] + row[2][:1] == (str(len(content)), hashlib.sha256(content).hexdigest())
+    without = 0
     for _, caption in captions:
         files = re.findall(r'<span class="source">Source: (.*?)</span>', caption)
-        assert len(files) == 1
-        for name in re.findall(r"<code>(.*?)</code>", files[0]):
-            assert (report.path / name).is_file()
+        names = re.findall(r"<code>(.*?)</code>", "".join(files))
+        assert set(names) <= set(listed)
+        without += not names
+    assert without == 1, "only the table of files itself has no source"
 
 
 def test_the_map_and_the_fit_stand_side_by_side(report):
@@ -254,7 +265,7 @@ def test_what_the_regions_leave_open_is_named(report):
     assert [float(cell[1]) for cell in regions["light", "dijet"][3:]] == [0.06, 0.02, 3.0]
     assert float(regions["light", "dijet"][1][1]) == 0.03
     (judged,) = rows_of(page, "table_closure_rule")
-    assert [cell[0] for cell in judged[5:]] == ["no", "yes"]
+    assert [cell[0] for cell in judged[5:]] == ["no", "yes", "not passed"]
     (failure,) = rows_of(page, "table_failures")
     assert (failure[0][0], failure[1][0], float(failure[4][1])) == ("ttbar_ljets", "light", -3.4)
 
@@ -332,7 +343,7 @@ def all_missing(tmp_path_factory, write_run, report):
 
 
 def test_bare_report_still_holds_the_scale_factors(all_missing):
-    names = [path.name for path in all_missing.written]
+    names = [path.name for path in all_missing.written if path.suffix != ".pdf"]
     assert names == [
         "scale_factors_b.png",
         "scale_factors_continuous_b.png",

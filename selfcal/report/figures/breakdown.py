@@ -12,10 +12,10 @@ from selfcal.report.inputs import SCALE_FACTORS, ScaleFactorRow, ScaleFactors
 from selfcal.report.style import (
     INK,
     ReportFigure,
+    experiment_label,
     flavour_label,
     interval,
     percent,
-    simulation_label,
 )
 
 COLOURS = (
@@ -82,7 +82,7 @@ def breakdown_figure(scale_factors: ScaleFactors) -> ReportFigure:
     for place, row in zip(places, rows, strict=True):
         words = f"{row.value:.3f} ± {row.total:.3f}" + ("" if row.status == "measured" else f"  {row.status}")
         axes.text(101.5, place, words, va="center", fontsize=9, color=INK)
-    simulation_label(axes)
+    experiment_label(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.83, 0.5))
     return ReportFigure(
         name="breakdown",

@@ -17,10 +17,10 @@ from selfcal.report.style import (
     BEFORE_COLOUR,
     INK,
     ReportFigure,
+    experiment_label,
     flavour_label,
     limits_around,
     plain_text,
-    simulation_label,
 )
 
 
@@ -72,7 +72,7 @@ def closure_figure(closure: Closure) -> ReportFigure:
                 axes.text(0.04, 0.94, label, transform=axes.transAxes, va="top", weight="bold", fontsize=10)
                 axes.set_ylabel("Data / sim.", loc="center")
             if line == 0 and column == 0:
-                simulation_label(axes)
+                experiment_label(axes)
     figure.axes[-1].set_xlabel("Working point (b efficiency)")
     _legend(figure, height)
     return ReportFigure(

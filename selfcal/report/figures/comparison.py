@@ -15,11 +15,11 @@ from selfcal.report.style import (
     INK,
     PT_LABEL,
     ReportFigure,
+    experiment_label,
     flavour_label,
     interval,
     limits_around,
     percent,
-    simulation_label,
 )
 
 Pair = tuple[ScaleFactorRow, ScaleFactorRow]
@@ -74,7 +74,7 @@ def _figure(
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.06, 0.0), ncols=2, frameon=False)
     figure.axes[-1].set_xlabel(PT_LABEL)
-    simulation_label(first)
+    experiment_label(first)
     figure.axes[-1].set_title(f"{flavour_label(flavour)}, {interval(abs_eta)} in |η|", loc="right")
     suffix = "" if abs_eta[0] == 0 else f"_eta_{abs_eta[0]:g}"
     what = f"Scale factors of {flavour_label(flavour)} in both runs, with their total uncertainties."

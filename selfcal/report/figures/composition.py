@@ -13,10 +13,10 @@ from selfcal.report.style import (
     BEFORE_COLOUR,
     INK,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     limits_around,
     plain_text,
-    simulation_label,
 )
 
 
@@ -81,7 +81,7 @@ def composition_figure(composition: Composition) -> ReportFigure:
         if number % columns == 0:
             axes.set_ylabel("Fraction of jets")
         if number == 0:
-            simulation_label(axes)
+            experiment_label(axes)
     _legend(figure, height)
     condition = composition.condition_number
     return ReportFigure(

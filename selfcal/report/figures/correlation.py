@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from selfcal.errors import DataError
 from selfcal.report.inputs import SCALE_FACTORS, ScaleFactorRow, ScaleFactors, covariance_of_rows
-from selfcal.report.style import INK, ReportFigure, flavour_label, interval, percent, simulation_label
+from selfcal.report.style import INK, ReportFigure, experiment_label, flavour_label, interval, percent
 
 
 def correlation(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -56,7 +56,7 @@ def correlation_figure(scale_factors: ScaleFactors) -> ReportFigure:
             axes.axvline(place - 0.5, color=INK, linewidth=1.2)
     bar = figure.colorbar(image, cax=figure.add_axes((0.89, 0.12, 0.025, 0.81)))
     bar.set_label("Correlation")
-    simulation_label(
+    experiment_label(
         axes, right=", ".join(flavour_label(name) for name in dict.fromkeys(row.flavour for row in rows))
     )
     return ReportFigure(

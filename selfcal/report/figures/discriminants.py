@@ -16,10 +16,10 @@ from selfcal.report.inputs import DISCRIMINANTS
 from selfcal.report.style import (
     INK,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     flavour_label,
     plain_text,
-    simulation_label,
 )
 
 Histogram = NDArray[np.float64]
@@ -160,7 +160,7 @@ def discriminant_figure(histograms: RegionHistograms, *, name: str) -> ReportFig
             upper.set_ylabel("Jets / bin")
             lower.set_ylabel("Data / sim.", loc="center")
     _legend_and_limits(upper_axes, histograms, totals)
-    simulation_label(upper_axes[0])
+    experiment_label(upper_axes[0])
     upper_axes[1].set_title(f"Region: {plain_text(histograms.region)}", loc="right")
     return ReportFigure(
         name=name,

@@ -16,11 +16,11 @@ from selfcal.report.style import (
     BEFORE_COLOUR,
     INK,
     ReportFigure,
+    experiment_label,
     flavour_label,
     limits_around,
     percent,
     plain_text,
-    simulation_label,
 )
 
 
@@ -50,7 +50,7 @@ def evaluation_figure(evaluation: Evaluation) -> ReportFigure:
         axes.set_yticks(np.arange(len(entries)), names or [""] * len(entries))
         axes.tick_params(axis="y", which="both", length=0)
         if column == 0:
-            simulation_label(axes)
+            experiment_label(axes)
             for label, entry in zip(axes.get_yticklabels(), entries, strict=True):
                 label.set_fontweight("bold" if entry.in_use else "normal")
     figure.supxlabel("Efficiency in data / in calibrated simulation", fontsize=12, x=0.985, ha="right")

@@ -13,12 +13,12 @@ from selfcal.report.style import (
     INK,
     WARNING_COLOUR,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     flavour_label,
     interval,
     percent,
     plain_text,
-    simulation_label,
 )
 
 WORKING_POINT = 0.77
@@ -97,7 +97,7 @@ def _figure(entry: ImpactsOfRow, scale_factors: ScaleFactors) -> ReportFigure:
     for axes in (pulls, impacts):
         axes.tick_params(axis="y", which="both", length=0, labelsize=9)
         axes.set_ylim(-0.7, len(ranked) - 0.3)
-    simulation_label(pulls)
+    experiment_label(pulls)
     point = percent(row.working_point or 0.0)
     where = f"{flavour_label(row.flavour)}, {point} working point, pT {interval(row.pt_gev)} GeV"
     value = f"{row.value:.3f} ± {entry.total:.3f}" if row.value is not None else ""

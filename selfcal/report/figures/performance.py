@@ -20,10 +20,10 @@ from selfcal.report.style import (
     INK,
     WARNING_COLOUR,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     flavour_label,
     plain_text,
-    simulation_label,
 )
 
 ROC_EFFICIENCY_MIN = 0.5
@@ -67,7 +67,7 @@ def roc_figure(arrays: Mapping[str, NDArray[np.float64]], *, tagger: str) -> Rep
     lower.set_ylabel("After / before", loc="center")
     lower.set_xlabel("b-jet efficiency")
     lower.set_xlim(float(efficiency.min()), float(efficiency.max()))
-    simulation_label(upper, right=plain_text(tagger))
+    experiment_label(upper, right=plain_text(tagger))
     return ReportFigure(
         name="roc_before_after",
         figure=figure,
@@ -109,7 +109,7 @@ def trained_roc_figure(arrays: Mapping[str, NDArray[np.float64]], *, tagger: str
     axes.set_xlabel("b-jet efficiency")
     axes.set_ylabel(r"Rejection $1/\varepsilon$")
     axes.legend(loc="upper right")
-    simulation_label(axes, right=plain_text(tagger))
+    experiment_label(axes, right=plain_text(tagger))
     return ReportFigure(
         name="roc",
         figure=figure,
@@ -157,7 +157,7 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> ReportFigure:
     axes.margins(x=0.03, y=0.1)
     axes.set_ylim(bottom=0)
     axes.legend(ncols=2)
-    simulation_label(axes)
+    experiment_label(axes)
     return ReportFigure(
         name="training",
         figure=figure,

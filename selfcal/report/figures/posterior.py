@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from selfcal.errors import DataError
 from selfcal.report.inputs import POSTERIOR, Posterior
-from selfcal.report.style import AFTER_COLOUR, BEFORE_COLOUR, INK, ReportFigure, simulation_label
+from selfcal.report.style import AFTER_COLOUR, BEFORE_COLOUR, INK, ReportFigure, experiment_label
 
 SHOWN_MAX = 8
 """More parameters than that make labels too small to read; the table has all of them."""
@@ -51,7 +51,7 @@ def corner_figure(posterior: Posterior) -> ReportFigure:
             else:
                 _ellipses(axes, posterior, covariance, j, i)
             _labels(axes, posterior, (row, place, n), (j, i))
-    simulation_label(panels[0][0])
+    experiment_label(panels[0][0])
     return ReportFigure(
         name="posterior",
         figure=figure,

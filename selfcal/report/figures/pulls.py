@@ -17,10 +17,10 @@ from selfcal.report.style import (
     INK,
     WARNING_COLOUR,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     flavour_label,
     plain_text,
-    simulation_label,
 )
 
 NUISANCES_SHOWN = 45
@@ -62,7 +62,7 @@ def nuisance_figure(fit: Fit) -> ReportFigure:
         if column == columns - 1:
             axes.set_xlabel("Post-fit value, in units of the prior's σ")
         if column == 0:
-            simulation_label(axes)
+            experiment_label(axes)
     return ReportFigure(
         name="pulls_nuisances",
         figure=figure,
@@ -109,7 +109,7 @@ def truth_pull_figure(against_truth: AgainstTruth, scale_factors: ScaleFactors) 
     axes.set_xlabel("Compared scale factor (order of the table)")
     axes.set_ylabel("(scale factor − truth) / σ")
     axes.legend(loc="upper right", ncols=4)
-    simulation_label(axes)
+    experiment_label(axes)
     _pull_histogram(histogram, [pull.pull for pull in pulls], against_truth, reach)
     return ReportFigure(
         name="pulls_truth",

@@ -15,12 +15,12 @@ from selfcal.report.style import (
     PT_LABEL,
     WARNING_COLOUR,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     flavour_label,
     interval,
     limits_around,
     percent,
-    simulation_label,
 )
 
 Placed = tuple[float, float, ScaleFactorRow]
@@ -145,7 +145,7 @@ def _panel_figure(
     first.set_ylabel("Scale factor")
     figure.axes[-1].set_xlabel(x_label)
     first.set_ylim(_limits([row for _, placed in panels for _, _, row in placed]))
-    simulation_label(first)
+    experiment_label(first)
     eta = f"{abs_eta[0]:g} ≤ |η| < {abs_eta[1]:g}"
     figure.axes[-1].set_title(f"{flavour_label(flavour)}, {eta}", loc="right")
     _legend(figure, flavour, [row for _, placed in panels for _, _, row in placed])

@@ -14,11 +14,11 @@ from selfcal.report.style import (
     BEFORE_COLOUR,
     INK,
     ReportFigure,
+    experiment_label,
     flavour_colour,
     flavour_label,
     interval,
     percent,
-    simulation_label,
 )
 
 LINES = ("-", "--", ":", "-.")
@@ -79,7 +79,7 @@ def _figure(
             axes.tick_params(labelleft=False)
         else:
             axes.set_ylabel("−2 Δ ln L")
-            simulation_label(axes)
+            experiment_label(axes)
     figure.axes[-1].set_xlabel(f"Scale factor at the {percent(point)} working point")
     eta = "" if abs_eta[0] == 0 else f"_eta_{abs_eta[0]:g}"
     return ReportFigure(
