@@ -277,6 +277,25 @@ def predict(
     )
 
 
+@app.command(epilog=examples("tensorboard"), short_help="Metrics of a run for TensorBoard.")
+def tensorboard(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with metrics.jsonl.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder (default: RUN/tensorboard).")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on as metrics arrive, until interrupted.")
+    ] = False,
+    as_json: opt.JsonOption = False,
+    debug: opt.DebugOption = False,
+) -> None:
+    """Copy the metrics of a run into event files for TensorBoard."""
+    del debug
+    from selfcal.cli.tensorboard import write_tensorboard
+
+    write_tensorboard(run_directory, out=out, follow=follow, as_json=as_json)
+
+
 @app.command(epilog=examples("schema"), short_help="Print a JSON Schema, for editors.")
 def schema(
     kind: Annotated[str, typer.Argument(metavar="run|card|study", help="Which kind of file.")] = "run",

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("selfcal predict runs/demo file.h5", "a copy of the file with the scores"),
         ("selfcal predict runs/demo file.root --friend", "keys and scores alone"),
     ),
+    "tensorboard": (("selfcal tensorboard runs/demo --follow", "goes on as the training does"),),
     "schema": (("selfcal schema card --out card.json", "for an editor; also 'run' and 'study'"),),
     "histograms": (("selfcal histograms data.root simulation.root --plot cores.pdf", "with a figure"),),
     "study run": (
