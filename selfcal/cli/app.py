@@ -36,7 +36,7 @@ _ORDER = (
         "export",
         "report",
     ),
-    *("predict", "study", "histograms", "schema"),
+    *("predict", "study", "histograms", "tensorboard", "schema"),
 )
 """The verbs in the order in which a user meets them."""
 

@@ -1,7 +1,7 @@
 """The metrics of a run as TensorBoard event files.
 
-``metrics.jsonl`` is what counts; this copies its numbers, a scalar each under ``<stage>/<name>``, for those who
-like to look at a training in TensorBoard (which nflows brings along).
+``metrics.jsonl`` is what counts; this copies its numbers, a scalar each under ``<stage>/<name>``, for those
+who like to look at a training in TensorBoard (which nflows brings along).
 """
 
 from __future__ import annotations
