@@ -55,6 +55,7 @@ class FieldMap(Configured):
 
     pt: FieldName | None = None
     eta: FieldName | None = None
+    phi: FieldName | None = None
     label: FieldName | None = None
     run: FieldName | None = None
     event: FieldName | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from selfcal.config.base import Configured, Positive, PositiveInt, Probability
 from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.closure import ClosureConfig
+from selfcal.config.efficiency_map import EfficiencyMapConfig
 from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
 from selfcal.config.report import ReportConfig
@@ -127,6 +128,7 @@ class RunConfig(Configured):
     closure: ClosureConfig = ClosureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+    efficiency_map: EfficiencyMapConfig = EfficiencyMapConfig()
 
     @property
     def joint_training(self) -> bool:

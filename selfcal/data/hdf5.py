@@ -101,6 +101,8 @@ def _jet_table(jets: Jets, labels: bool, extra: Mapping[str, NDArray[Any]]) -> N
         "eventNumber": jets.event,
         "jet_rank": jets.jet_index,
     }
+    if jets.phi is not None:
+        columns["phi"] = jets.phi
     if labels:
         columns[LABEL_FIELD] = _cone_labels(jets.flavour)
     columns |= dict(extra)

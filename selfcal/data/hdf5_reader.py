@@ -23,7 +23,7 @@ from selfcal.data.hdf5 import (
     UNKNOWN_VERTEX,
 )
 from selfcal.data.hdf5_file import open_native, refuse_links, require_dataset
-from selfcal.data.jets import TRACK_FIELDS, Jets
+from selfcal.data.jets import TRACK_FIELDS, Jets, wrapped_angle
 from selfcal.data.reading import Contents, Wanted
 from selfcal.data.score_values import log_scores
 from selfcal.data.selection import selected
@@ -33,6 +33,7 @@ from selfcal.errors import DataError
 JET_FIELDS: dict[str, tuple[str, ...]] = {
     "pt": ("pt_btagJes", "pt"),
     "eta": ("eta_btagJes", "eta"),
+    "phi": ("phi_btagJes", "phi"),
     "label": (LABEL_FIELD, "HadronConeExclExtendedTruthLabelID"),
     "run": ("runNumber",),
     "event": ("eventNumber",),
@@ -189,7 +190,10 @@ def _jet_chunk(
     pt_gev = (table[names["pt"]] * scales.momentum_gev).astype(np.float32)
     eta = table[names["eta"]].astype(np.float32)
     weight = table[names["weight"]].astype(np.float64) if "weight" in names else np.ones(n)
-    used = {names["pt"]: pt_gev, names["eta"]: eta}
+    phi = (table[names["phi"]] * scales.angle_rad).astype(np.float64) if "phi" in names else None
+    used: dict[str, NDArray[np.floating]] = {names["pt"]: pt_gev, names["eta"]: eta}
+    if phi is not None:
+        used[names["phi"]] = phi
     refuse_not_finite(used | ({names["weight"]: weight} if "weight" in names else {}), path)
     flavour = np.full(n, UNLABELLED, dtype=np.int8)
     if wanted.labels and "label" in names:
@@ -213,6 +217,7 @@ def _jet_chunk(
     return Jets(
         card.name, pt_gev, eta, flavour, weight, run, event, rank, **_no_tracks(n),
         log_score=score, score_classes=classes, row=row, truth_pt_gev=truth_pt_gev,
+        phi=None if phi is None else wrapped_angle(phi),
     )  # fmt: skip
 
 

@@ -41,6 +41,12 @@ def track_field_unit(name: str) -> str:
     return "rad" if name in _ANGLES else _UNITS.get(name, "")
 
 
+def wrapped_angle(angle_rad: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The same angle in [-π, π)."""
+    wrapped: NDArray[np.float32] = ((angle_rad + np.pi) % (2 * np.pi) - np.pi).astype(np.float32)
+    return wrapped
+
+
 ORIGINS: tuple[str, ...] = (
     "pileup",
     "fake",
@@ -75,6 +81,7 @@ class Jets:
     score_classes : names of these K classes, a subset of ``FLAVOURS`` in their order
     row : (N,) int64, row of each jet in its file, or None for jets that come from none
     truth_pt_gev : (N,) float32, pT of the true jet, NaN where there is none, or None where it is unknown
+    phi : (N,) float32 in [-π, π), or None where the file does not say
     """
 
     dataset: str
@@ -94,6 +101,7 @@ class Jets:
     score_classes: tuple[str, ...] = ()
     row: NDArray[np.int64] | None = None
     truth_pt_gev: NDArray[np.float32] | None = None
+    phi: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.pt_gev)
@@ -132,4 +140,5 @@ class Jets:
             log_score=None if self.log_score is None else self.log_score[index],
             row=None if self.row is None else self.row[index],
             truth_pt_gev=None if self.truth_pt_gev is None else self.truth_pt_gev[index],
+            phi=None if self.phi is None else self.phi[index],
         )

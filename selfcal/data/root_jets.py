@@ -15,7 +15,7 @@ from selfcal.data.field_names import missing_fields
 from selfcal.data.finite import refuse_not_finite, whole_numbers
 from selfcal.data.flavours import UNLABELLED
 from selfcal.data.hdf5 import UNKNOWN_ORIGIN, UNKNOWN_VERTEX
-from selfcal.data.jets import TRACK_FIELDS, Jets
+from selfcal.data.jets import TRACK_FIELDS, Jets, wrapped_angle
 from selfcal.data.root_files import EventBlock
 from selfcal.data.selection import selected
 from selfcal.data.units import UnitScales
@@ -108,7 +108,7 @@ def bare_jets(
     event_of_jet = block.event_of_jet[rows]
     pt_gev = (block.per_jet(columns.pt)[rows] * scales.momentum_gev).astype(np.float32)
     eta = block.per_jet(columns.eta)[rows].astype(np.float32)
-    phi = block.per_jet(columns.phi)[rows].astype(np.float64)
+    phi = block.per_jet(columns.phi)[rows].astype(np.float64) * scales.angle_rad
     used: dict[str, NDArray[np.floating]] = {columns.pt: pt_gev, columns.eta: eta, columns.phi: phi}
     weight = np.ones(len(rows))
     if columns.weight is not None:
@@ -126,6 +126,7 @@ def bare_jets(
         event=whole_numbers(block.per_event(columns.event), columns.event, block.table.path)[event_of_jet],
         jet_index=whole_numbers(index[rows], str(columns.jet_index), block.table.path).astype(np.int32),
         row=first_row + rows,
+        phi=wrapped_angle(phi),
         **packed_tracks({}, np.zeros(len(rows), np.int64), block.table.path),
     )
 

@@ -159,6 +159,8 @@ def concatenate_jets(parts: Sequence[Jets]) -> Jets:
 
     names = ("pt_gev", "eta", "flavour", "weight", "run", "event", "jet_index")
     arrays = {name: joined(name) for name in (*names, "tracks", "track_origin", "track_vertex")}
+    if all(part.phi is not None for part in parts):
+        arrays["phi"] = joined("phi")
     return Jets(
         dataset=parts[0].dataset,
         track_offsets=offsets_from_counts(np.concatenate([part.n_tracks for part in parts])),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.data.flavours import flavour_from_cone_label
-from selfcal.data.jets import TRACK_FIELDS, Jets
+from selfcal.data.jets import TRACK_FIELDS, Jets, wrapped_angle
 from selfcal.generate import resolution
 from selfcal.generate.candidates import join, random_stream
 from selfcal.generate.pileup import MinimumBiasPool, overlay
@@ -60,13 +60,14 @@ def simulate(
     found = np.bincount(np.concatenate([m.jet for m in measured]), minlength=len(truth))
     measured.append(fakes(found, eta, phi, detector.fake_rate_scale, seed))
     kept = (pt > RECONSTRUCTED_PT_MIN_GEV) & (np.abs(eta) < RECONSTRUCTED_ABS_ETA_MAX)
-    return DetectedJets(_packed(truth, pt, eta, measured, dataset).select(kept), np.flatnonzero(kept))
+    return DetectedJets(_packed(truth, pt, eta, phi, measured, dataset).select(kept), np.flatnonzero(kept))
 
 
 def _packed(
     truth: TruthJets,
     pt_gev: NDArray[np.float64],
     eta: NDArray[np.float64],
+    phi: NDArray[np.float64],
     measured: list[Measured],
     dataset: str,
 ) -> Jets:
@@ -90,6 +91,7 @@ def _packed(
         tracks=_rounded(columns[order]),
         track_origin=np.concatenate([m.origin for m in measured])[order],
         track_vertex=np.concatenate([m.vertex for m in measured])[order],
+        phi=_rounded(wrapped_angle(phi)),
     )
 
 

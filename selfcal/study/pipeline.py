@@ -109,6 +109,13 @@ def _fit_configuration(context: RunContext) -> Any:
     return {**facts, "alternatives": alternatives} if alternatives else facts
 
 
+def _efficiencies_configuration(context: RunContext) -> Any:
+    return {
+        "seed": context.config.seed,
+        "efficiency_map": context.config.efficiency_map.model_dump(mode="json"),
+    }
+
+
 def _export_configuration(context: RunContext) -> Any:
     config = context.config
     # With the extra installed later, 'selfcal export' has a submission to add.
@@ -172,6 +179,13 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
         ("results/",),
     ),
     StageDescription(
+        "efficiencies",
+        "Learn the efficiency of single jets from the jets of their event.",
+        "selfcal.efficiency.stage:run_efficiencies",
+        _efficiencies_configuration,
+        ("results/efficiency_map.json", "results/efficiency_closure.json", "results/efficiency_map/"),
+    ),
+    StageDescription(
         "export",
         "Write the scale factors in the formats that analyses read.",
         "selfcal.export.stage:run_export",
@@ -190,7 +204,7 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
 
 def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
     """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given,
-    no ``infer`` unless it is enabled.
+    no ``infer`` or ``efficiencies`` unless they are enabled.
 
     None after ``until``, if that is given.
 
@@ -204,6 +218,8 @@ def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
         if description.name == "generate" and not any(card.generate for card in context.cards):
             continue
         if description.name == "infer" and not context.config.inference.enabled:
+            continue
+        if description.name == "efficiencies" and not context.config.efficiency_map.enabled:
             continue
         if description.name == "train" and context.config.tagger.kind == "scores":
             continue
@@ -254,7 +270,7 @@ def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
             f"this run has no stage '{verb}'",
             expected=f"one of {', '.join(names)}",
             fix="a run without 'generate' blocks generates nothing; one with given scores trains nothing; "
-            "one without 'inference.enabled' infers nothing",
+            "'infer' and 'efficiencies' are there where 'inference.enabled' and 'efficiency_map.enabled' are true",
         )
     wanted = stages[: names.index(verb) + 1]
     for state in stage_states(wanted, context)[:-1]:

@@ -1,0 +1,1 @@
+"""Efficiencies of single jets, given the jets around them."""
