@@ -116,7 +116,7 @@ def _counting(weight: Floats, efficiency: Floats) -> float:
 
 def compared(row: Mapping[str, Any]) -> bool:
     """Whether a row has enough jets that pass, and that fail."""
-    return min(row["network"], row["jets"] - row["network"]) >= PASSING_MIN
+    return bool(min(row["network"], row["jets"] - row["network"]) >= PASSING_MIN)
 
 
 def chi2_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -88,8 +88,10 @@ def learn_grid(grid: Grid, jets: EventJets, points: int) -> GridMap:
     return GridMap(grid, efficiency, variance, np.bincount(cell, minlength=grid.size))
 
 
-def projected(grid: Grid, jets: EventJets, by_bag: Float[NDArray[np.float32], "bags N K"]) -> tuple[Floats, Floats]:
-    """Mean efficiency of the jets of every cell and its standard deviation over bags, (cells, K); NaN: none."""
+def projected(
+    grid: Grid, jets: EventJets, by_bag: Float[NDArray[np.float32], "bags N K"]
+) -> tuple[Floats, Floats]:
+    """Mean efficiency of the jets of every cell and its spread over bags, (cells, K); NaN: no jets."""
     cell = grid.cell(jets)
     total = np.bincount(cell, jets.weight, grid.size)
     means = np.full((*by_bag.shape[:1], grid.size, by_bag.shape[2]), np.nan)

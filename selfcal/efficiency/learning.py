@@ -4,8 +4,9 @@ A jet that passes n of K working points has
 
     −ln L = −Σ_{l < n} ln σ(a_l) − [n < K] ln(1 − σ(a_n)),
 
-the exact likelihood of the tightest working point it passes. A bag counts every event as often as a Poisson law
-of mean one says; about 37 % of the events count zero times, and the epoch with the lowest loss on these is kept.
+the exact likelihood of the tightest working point it passes. A bag counts every event as often as a Poisson
+law of mean one says; about 37 % of the events count zero times, and the epoch with the lowest loss on them
+is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def negative_log_likelihood(
     return (passes + fails).sum(dim=-1)
 
 
-def learn_bag(jets: EventJets, shape: NetworkShape, config: EfficiencyMapConfig, seed: int) -> EfficiencyNetwork:
+def learn_bag(
+    jets: EventJets, shape: NetworkShape, config: EfficiencyMapConfig, seed: int
+) -> EfficiencyNetwork:
     """The network of the bag that ``seed`` draws, in evaluation mode."""
     rng = np.random.default_rng(seed)
     count = rng.poisson(1.0, jets.n_events)
@@ -55,7 +58,7 @@ def learn_bag(jets: EventJets, shape: NetworkShape, config: EfficiencyMapConfig,
         for events in batches(taught, config.batch_events, rng):
             optimiser.zero_grad()
             loss, _ = summed_loss(network, taught, weight, events)
-            (loss / (mean_weight * len(events))).backward()
+            (loss / (mean_weight * len(events))).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         reached = mean_loss(network, left_out)
@@ -73,7 +76,9 @@ def summed_loss(
     present = block.row >= 0
     rows = block.row[present]
     own = torch.from_numpy(weight)[rows]
-    found = negative_log_likelihood(network.logits(*block.inputs)[present], torch.from_numpy(jets.passed)[rows])
+    found = negative_log_likelihood(
+        network.logits(*block.inputs)[present], torch.from_numpy(jets.passed)[rows]
+    )
     return (found * own.to(found.dtype)).sum(), float(own.sum())
 
 

@@ -1,7 +1,7 @@
 """A graph network over the jets of an event: the probability of each jet to pass each working point.
 
-Jets i, j of one event are joined where ΔR_ij < R (after arXiv 2004.02665). With the features x_i of a jet, and of
-an edge ln(pT_j / pT_i) and r = ΔR_ij / R on a basis of Gaussians (arXiv 1706.08566),
+Jets i, j of one event are joined where ΔR_ij < R (after arXiv 2004.02665). With features x_i of a jet, and
+of an edge ln(pT_j / pT_i) and r = ΔR_ij / R on a basis of Gaussians (arXiv 1706.08566),
 
     e_ij = (ln(pT_j / pT_i), exp(−(r − 0)² / 2w²), exp(−(r − w)² / 2w²), …, exp(−(r − 1)² / 2w²)),
 
@@ -10,9 +10,9 @@ an edge ln(pT_j / pT_i) and r = ΔR_ij / R on a basis of Gaussians (arXiv 1706.0
     h_i ← h_i + D s(E [h_i, m_i] + f)                       (once per layer; s(x) = x σ(x))
     ε_ik = Π_{l ≤ k} σ(a_il),    a_i = G h_i + g_flavour     (working points loosest first)
 
-c_ij falls to zero at R, so that no efficiency jumps where a neighbour comes into reach. Factors between zero and
-one make a tighter working point never more efficient than a looser one. Sums make the result independent of the
-order of the jets; a slot without a jet (flavour −1) sends nothing.
+c_ij falls to zero at R, so that no efficiency jumps where a neighbour comes into reach. Factors between zero
+and one make a tighter working point never more efficient than a looser one. Sums make the result independent
+of the order of the jets; a slot without a jet (flavour −1) sends nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class MessageLayer(nn.Module):
         """h + D s(E [h, m] + f)."""
         sent = self.receiver(hidden)[:, :, None] + self.sender(hidden)[:, None] + self.edge(edges)
         message = (strength[..., None] * nn.functional.silu(sent)).sum(dim=2)
-        return hidden + self.outer(nn.functional.silu(self.inner(torch.cat([hidden, message], dim=-1))))
+        update: Tensor = self.outer(nn.functional.silu(self.inner(torch.cat([hidden, message], dim=-1))))
+        return hidden + update
 
 
 class EfficiencyNetwork(nn.Module):
@@ -100,7 +101,8 @@ class EfficiencyNetwork(nn.Module):
         edges, strength = self._edges(log_pt, eta, phi, present)
         for layer in self.layers:
             hidden = layer(hidden, edges, strength)
-        return self.head(hidden) + self.flavour_bias[safe]
+        shared: Tensor = self.head(hidden)
+        return shared + self.flavour_bias[safe]
 
     def forward(
         self,

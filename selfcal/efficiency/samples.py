@@ -79,7 +79,7 @@ def card_events(
     discriminant_edges: Sequence[float],
     calibration: Calibration | None,
 ) -> EventJets:
-    """The jets of a card in ``folds``; ``calibration`` moves their scores, else they are the simulation's own.
+    """The jets of a card in ``folds``; ``calibration`` moves their scores, else they are the simulation's.
 
     Raises
     ------

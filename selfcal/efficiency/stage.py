@@ -1,7 +1,7 @@
 """The ``efficiencies`` stage: bags of networks on simulation, their projection on a grid, and closure.
 
-A bag that is done is a file of its own (``checkpoints/efficiency_map/bag_<b>.safetensors``) with the digest of all
-that decides it: a killed stage continues with the bags that are missing.
+A bag that is done is a file of its own (``checkpoints/efficiency_map/bag_<b>.safetensors``) with the digest
+of all that decides it: a killed stage continues with the bags that are missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TABLE_NAME, CLOSURE_NAME = "efficiency_map.json", "efficiency_closure.json"
 
 
 def run_efficiencies(context: RunContext) -> list[Path]:
-    """Learn, project and judge; writes ``efficiency_map/``, ``efficiency_map.json``, ``efficiency_closure.json``.
+    """Learn, project and judge; writes ``efficiency_map/`` and the two tables named above.
 
     Raises
     ------

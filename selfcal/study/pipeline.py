@@ -270,7 +270,7 @@ def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
             f"this run has no stage '{verb}'",
             expected=f"one of {', '.join(names)}",
             fix="a run without 'generate' blocks generates nothing; one with given scores trains nothing; "
-            "'infer' and 'efficiencies' are there where 'inference.enabled' and 'efficiency_map.enabled' are true",
+            "'infer' and 'efficiencies' need 'inference.enabled' and 'efficiency_map.enabled'",
         )
     wanted = stages[: names.index(verb) + 1]
     for state in stage_states(wanted, context)[:-1]:

@@ -1,4 +1,4 @@
-"""A world in which the efficiency of a jet depends on the distance to the nearest other jet, by a known formula."""
+"""A world in which a jet's efficiency depends on the distance to the nearest other jet, by a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learnt in a world whose efficiencies are known: the network finds them, a two-dimensional map cannot."""
+"""What is learnt where the efficiencies are known: the network finds them, a two-dimensional map cannot."""
 
 from __future__ import annotations
 

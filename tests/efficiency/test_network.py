@@ -38,7 +38,7 @@ def test_jets_in_another_order_have_the_same_efficiencies(network, event):
 
 
 def test_empty_slots_change_nothing(network, event):
-    wide = [torch.cat([column, torch.full((1, 3), float(9 * i))], dim=1) for i, column in enumerate(event[:3])]
+    wide = [torch.cat([column, torch.full((1, 3), 9.0 * i)], dim=1) for i, column in enumerate(event[:3])]
     flavour = torch.cat([event[3], torch.full((1, 3), -1)], dim=1)
     torch.testing.assert_close(network(*wide, flavour)[:, :4], network(*event), rtol=1e-12, atol=0)
 
@@ -92,7 +92,7 @@ def test_tighter_is_never_more_efficient_for_any_weights(event):
 def test_the_loss_is_the_likelihood_of_the_tightest_point_passed(network, event):
     """Σ over the outcomes of exp(−loss) is one, and each is the difference of two efficiencies."""
     logits, passing = network.logits(*event), network(*event)
-    edges = torch.cat([torch.ones_like(passing[..., :1]), passing, torch.zeros_like(passing[..., :1])], dim=-1)
+    edges = torch.nn.functional.pad(torch.nn.functional.pad(passing, (1, 0), value=1.0), (0, 1))
     for n in range(4):
         outcome = torch.full(logits.shape[:-1], n)
         likelihood = torch.exp(-negative_log_likelihood(logits, outcome))
