@@ -141,16 +141,24 @@ def _working_points(
     values: Mapping[str, NDArray[np.float64]],
 ) -> schema.Correction:
     def leaf(numbers: NDArray[np.float64]) -> schema.Category:
-        return _by_working_point(flavours, factors, lambda place: _number(numbers[factors.index(place)]))
+        return _by_working_point(
+            flavours, factors, lambda place: number_or_error(numbers[factors.index(place)])
+        )
 
     described = "light jets" if flavours == INCL else "b, c and tau jets"
     return schema.Correction(
         name=name,
         version=1,
         description=f"{factors.note}Working-point scale factors of {described}; errors out of range",
-        inputs=[_systematic(), _working_point(), _flavor(flavours), _abseta(), _pt()],
+        inputs=[
+            _systematic(),
+            working_point_variable(),
+            flavour_variable(flavours),
+            abs_eta_variable(),
+            pt_variable(),
+        ],
         output=_weight(),
-        data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
+        data=category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
     )
 
 
@@ -158,15 +166,21 @@ def _shape(
     name: str, factors: ScaleFactorRows, values: Mapping[str, NDArray[np.float64]]
 ) -> schema.Correction:
     def leaf(numbers: NDArray[np.float64]) -> schema.Category:
-        return _by_discriminant(factors, lambda place: _number(numbers[factors.index(place)]))
+        return _by_discriminant(factors, lambda place: number_or_error(numbers[factors.index(place)]))
 
     return schema.Correction(
         name=name,
         version=1,
         description=f"{factors.note}Pseudo-continuous scale factors; errors outside the measured range",
-        inputs=[_systematic(), _flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
+        inputs=[
+            _systematic(),
+            flavour_variable(factors.flavours),
+            abs_eta_variable(),
+            pt_variable(),
+            _discriminant(),
+        ],
         output=_weight(),
-        data=_category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
+        data=category("systematic", {key: leaf(numbers) for key, numbers in values.items()}),
     )
 
 
@@ -176,9 +190,9 @@ def _wp_values(name: str, factors: ScaleFactorRows) -> schema.Correction:
         name=name,
         version=1,
         description="Lower edge of the discriminant at each working point",
-        inputs=[_working_point()],
+        inputs=[working_point_variable()],
         output=schema.Variable(name="discriminant", type="real", description="threshold"),
-        data=_category("working_point", {working_point_name(wp): edge for wp, edge in thresholds}),
+        data=category("working_point", {working_point_name(wp): edge for wp, edge in thresholds}),
     )
 
 
@@ -187,7 +201,12 @@ def _status(name: str, factors: ScaleFactorRows) -> schema.Correction:
         name=name,
         version=1,
         description=f"Whether there is a scale factor: {STATUS_MEANING}",
-        inputs=[_working_point(), _flavor(factors.flavours), _abseta(), _pt()],
+        inputs=[
+            working_point_variable(),
+            flavour_variable(factors.flavours),
+            abs_eta_variable(),
+            pt_variable(),
+        ],
         output=_status_variable(),
         data=_by_working_point(
             factors.flavours, factors, lambda place: STATUS[factors.at(place)["status"]], flow=0.0
@@ -200,7 +219,7 @@ def _shape_status(name: str, factors: ScaleFactorRows) -> schema.Correction:
         name=name,
         version=1,
         description=f"Whether there is a pseudo-continuous scale factor: {STATUS_MEANING}",
-        inputs=[_flavor(factors.flavours), _abseta(), _pt(), _discriminant()],
+        inputs=[flavour_variable(factors.flavours), abs_eta_variable(), pt_variable(), _discriminant()],
         output=_status_variable(),
         data=_by_discriminant(factors, lambda place: STATUS[factors.at(place)["status"]], flow=0.0),
     )
@@ -212,7 +231,7 @@ def _generators(name: str, flavours: tuple[str, ...], simulations: SimulationRow
         return _by_row(rows, lambda row: row["value"] + sign * row["stat"])
 
     leaves = {
-        key: _category("variation", {name: of_variation(name, sign) for name in simulations.variations})
+        key: category("variation", {name: of_variation(name, sign) for name in simulations.variations})
         for key, sign in (("central", 0), ("up", 1), ("down", -1))
     }
     systematic = schema.Variable(
@@ -223,9 +242,16 @@ def _generators(name: str, flavours: tuple[str, ...], simulations: SimulationRow
         name=name,
         version=1,
         description=f"{OF_GENERATORS}; errors outside of what both have",
-        inputs=[systematic, variation, _working_point(), _flavor(flavours), _abseta(), _pt()],
+        inputs=[
+            systematic,
+            variation,
+            working_point_variable(),
+            flavour_variable(flavours),
+            abs_eta_variable(),
+            pt_variable(),
+        ],
         output=schema.Variable(name="factor", type="real", description="other simulation over nominal one"),
-        data=_category("systematic", leaves),
+        data=category("systematic", leaves),
     )
 
 
@@ -249,10 +275,15 @@ def _high_pt(name: str, factors: ScaleFactorRows, simulations: SimulationRows) -
         description=f"{factors.note}{OF_HIGH_PT}; errors where nothing is known",
         inputs=[
             schema.Variable(name="systematic", type="string", description=known),
-            *(_working_point(), _flavor(factors.flavours), _abseta(), _pt()),
+            *(
+                working_point_variable(),
+                flavour_variable(factors.flavours),
+                abs_eta_variable(),
+                pt_variable(),
+            ),
         ],
         output=_weight(),
-        data=_category("systematic", leaves),
+        data=category("systematic", leaves),
     )
 
 
@@ -264,26 +295,26 @@ def _by_row(rows: Sequence[Row], value: Callable[[Row], float]) -> schema.Catego
         abs_eta = sorted({edge for eta, _ in found for edge in eta})
         pt_gev = sorted({edge for _, pt in found for edge in pt})
         by_pt = [
-            _binning(
+            binning(
                 "pt",
                 pt_gev,
-                [_number(found.get((eta, pt), math.nan)) for pt in itertools.pairwise(pt_gev)],
+                [number_or_error(found.get((eta, pt), math.nan)) for pt in itertools.pairwise(pt_gev)],
                 "error",
             )
             for eta in itertools.pairwise(abs_eta)
         ]
-        return _binning("abseta", abs_eta, by_pt, "error")
+        return binning("abseta", abs_eta, by_pt, "error")
 
     def of(**wanted: Any) -> list[Row]:
         return [row for row in rows if all(row[key] == one for key, one in wanted.items())]
 
-    return _category(
+    return category(
         "working_point",
         {
-            working_point_name(point): _category(
+            working_point_name(point): category(
                 "flavor",
                 {
-                    _cone_label(flavour): bins(of(working_point=point, flavour=flavour))
+                    cone_label(flavour): bins(of(working_point=point, flavour=flavour))
                     for flavour in dict.fromkeys(row["flavour"] for row in of(working_point=point))
                 },
             )
@@ -292,19 +323,19 @@ def _by_row(rows: Sequence[Row], value: Callable[[Row], float]) -> schema.Catego
     )
 
 
-def _number(value: float) -> Any:
+def number_or_error(value: float) -> Any:
     """A number, or for an unmeasured row a node whose evaluation is an error."""
     if np.isnan(value):
-        return _category("systematic", {UNMEASURED: 0.0})
+        return category("systematic", {UNMEASURED: 0.0})
     return float(value)
 
 
-def _category(name: str, content: Mapping[Any, Any]) -> schema.Category:
+def category(name: str, content: Mapping[Any, Any]) -> schema.Category:
     items = [schema.CategoryItem(key=key, value=value) for key, value in content.items()]
     return schema.Category(nodetype="category", input=name, content=items)
 
 
-def _binning(name: str, edges: Iterable[Any], content: list[Any], flow: Any) -> schema.Binning:
+def binning(name: str, edges: Iterable[Any], content: list[Any], flow: Any) -> schema.Binning:
     return schema.Binning(nodetype="binning", input=name, edges=list(edges), content=content, flow=flow)
 
 
@@ -314,11 +345,11 @@ def _by_working_point(
     def of_flavour(point: float, flavour: str) -> schema.Binning:
         return _by_kinematics(factors, lambda p, e: leaf(Place(flavour, p, e, working_point=point)), flow)
 
-    return _category(
+    return category(
         "working_point",
         {
-            working_point_name(point): _category(
-                "flavor", {_cone_label(flavour): of_flavour(point, flavour) for flavour in flavours}
+            working_point_name(point): category(
+                "flavor", {cone_label(flavour): of_flavour(point, flavour) for flavour in flavours}
             )
             for point in factors.working_points
         },
@@ -330,23 +361,23 @@ def _by_discriminant(factors: ScaleFactorRows, leaf: Leaf, flow: Any = "error") 
 
     def bins(flavour: str, p: int, e: int) -> schema.Binning:
         content = [leaf(Place(flavour, p, e, bin=k)) for k in range(factors.n_bins)]
-        return _binning("discriminant", edges, content, flow)
+        return binning("discriminant", edges, content, flow)
 
     def of_flavour(flavour: str) -> schema.Binning:
         return _by_kinematics(factors, lambda p, e: bins(flavour, p, e), flow)
 
-    return _category("flavor", {_cone_label(flavour): of_flavour(flavour) for flavour in factors.flavours})
+    return category("flavor", {cone_label(flavour): of_flavour(flavour) for flavour in factors.flavours})
 
 
 def _by_kinematics(factors: ScaleFactorRows, leaf: Callable[[int, int], Any], flow: Any) -> schema.Binning:
     by_pt = [
-        _binning("pt", factors.pt_gev_edges, [leaf(p, e) for p in range(factors.n_pt)], flow)
+        binning("pt", factors.pt_gev_edges, [leaf(p, e) for p in range(factors.n_pt)], flow)
         for e in range(factors.n_eta)
     ]
-    return _binning("abseta", factors.abs_eta_edges, by_pt, flow)
+    return binning("abseta", factors.abs_eta_edges, by_pt, flow)
 
 
-def _cone_label(flavour: str) -> int:
+def cone_label(flavour: str) -> int:
     return FLAVOUR_TO_CONE_LABEL[FLAVOURS.index(flavour)]
 
 
@@ -358,20 +389,20 @@ def _systematic() -> schema.Variable:
     return schema.Variable(name="systematic", type="string", description=text)
 
 
-def _working_point() -> schema.Variable:
+def working_point_variable() -> schema.Variable:
     return schema.Variable(name="working_point", type="string", description="b efficiency in percent")
 
 
-def _flavor(flavours: tuple[str, ...]) -> schema.Variable:
-    labels = ", ".join(f"{_cone_label(flavour)} {flavour}" for flavour in flavours)
+def flavour_variable(flavours: tuple[str, ...]) -> schema.Variable:
+    labels = ", ".join(f"{cone_label(flavour)} {flavour}" for flavour in flavours)
     return schema.Variable(name="flavor", type="int", description=f"jet flavour: {labels}")
 
 
-def _abseta() -> schema.Variable:
+def abs_eta_variable() -> schema.Variable:
     return schema.Variable(name="abseta", type="real", description="|eta| of the jet")
 
 
-def _pt() -> schema.Variable:
+def pt_variable() -> schema.Variable:
     return schema.Variable(name="pt", type="real", description="pT of the jet in GeV")
 
 

@@ -12,6 +12,7 @@ from selfcal.export.cdi import export_cdi
 from selfcal.export.combine import export_combine
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
+from selfcal.export.efficiency_map import export_efficiencies
 from selfcal.export.hepdata import export_hepdata
 from selfcal.export.onnx_export import export_onnx
 from selfcal.export.rows import ScaleFactorRows
@@ -52,6 +53,8 @@ def run_export(context: RunContext) -> list[Path]:
     )
     done = [export(results) for export in EXPORTERS]
     done.append(export_onnx(folder, context.directory.checkpoints / "tagger_final"))
+    if context.config.efficiency_map.enabled:
+        done.append(export_efficiencies(folder))
     for exported in done:
         if exported.skipped:
             context.say(f"export: no {exported.format}: {exported.skipped}")

@@ -1,0 +1,110 @@
+"""Exported efficiencies: the same numbers in every format, and the network itself in ONNX Runtime."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import correctionlib
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from selfcal.efficiency.network import EfficiencyMap, NetworkShape
+from selfcal.efficiency.prediction import LearntEfficiencies, save_efficiencies
+from selfcal.efficiency.stage import FOLDER
+from selfcal.export.contract import Exported
+from selfcal.export.efficiency_map import export_efficiencies
+from selfcal.run.atomic import write_json
+
+POINTS = (0.85, 0.6)
+PT, ETA = [20.0, 40.0, 250.0], [0.0, 1.2, 2.5]
+
+
+@pytest.fixture(scope="module")
+def learnt() -> LearntEfficiencies:
+    torch.manual_seed(4)
+    found = EfficiencyMap(NetworkShape(2, 8, 2, 1.5), 2)
+    for parameter in found.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return LearntEfficiencies(found.eval(), "SelfCal", "nominal", POINTS, (0.5, 2.5))
+
+
+@pytest.fixture(scope="module")
+def table() -> dict:
+    """A different number in every bin; no τ jets at high |η|."""
+    rows = []
+    for f, flavour in enumerate(("b", "c", "light", "tau")):
+        for p in range(2):
+            for e in range(2):
+                for k, point in enumerate(POINTS):
+                    known = not (flavour == "tau" and e == 1)
+                    value = 0.97 - 0.2 * f - 0.05 * p - 0.02 * e - 0.1 * k
+                    numbers = {"value": value, "uncertainty": 0.05, "counted": value, "counted_error": 0.02}
+                    place = {"pt_gev": PT[p : p + 2], "abs_eta": ETA[e : e + 2], "jets": 7 if known else 0}
+                    head = {"flavour": flavour, "working_point": point}
+                    rows.append(head | place | {n: v if known else None for n, v in numbers.items()})
+    head = {"tagger": "SelfCal", "simulation": "nominal", "flavours": ["b", "c", "light", "tau"]}
+    return head | {
+        "working_points": list(POINTS),
+        "pt_gev_edges": PT,
+        "abs_eta_edges": ETA,
+        "rows": rows,
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, learnt, table) -> Exported:
+    folder = tmp_path_factory.mktemp("results")
+    write_json(folder / "efficiency_map.json", table)
+    save_efficiencies(folder / FOLDER, learnt)
+    return export_efficiencies(folder)
+
+
+def test_correctionlib_and_csv_hold_every_bin(exported, table):
+    assert [path.name for path in exported.files] == [
+        "efficiency_map_correctionlib.json",
+        "efficiency_map.csv",
+        "efficiency_map.onnx",
+    ]
+    correction = correctionlib.CorrectionSet.from_file(str(exported.files[0]))["SelfCal_efficiency"]
+    labels = {"b": 5, "c": 4, "light": 0, "tau": 15}
+    with open(exported.files[1], newline="") as handle:
+        lines = list(csv.DictReader(handle))
+    for row, line in zip(table["rows"], lines, strict=True):
+        place = (f"{100 * row['working_point']:g}", labels[row["flavour"]])
+        middle = (float(np.mean(row["abs_eta"])), float(np.mean(row["pt_gev"])))
+        if row["value"] is None:
+            assert line["value"] == ""
+            with pytest.raises(IndexError):
+                correction.evaluate("central", *place, *middle)
+            continue
+        assert float(line["value"]) == row["value"]
+        for systematic, sign in (("central", 0), ("up", 1), ("down", -1)):
+            expected = min(row["value"] + sign * 0.05, 1.0)
+            assert correction.evaluate(systematic, *place, *middle) == pytest.approx(expected)
+    with pytest.raises(RuntimeError):
+        correction.evaluate("central", "85", 5, 0.5, 300.0)
+
+
+def test_onnx_runtime_gives_what_the_network_gives_for_any_number_of_events_and_jets(exported, learnt):
+    path = exported.files[2]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(3)
+    for events, slots in ((1, 1), (5, 2), (40, 7)):
+        inputs = {
+            "pt_gev": rng.uniform(20, 250, (events, slots)).astype(np.float32),
+            "eta": rng.uniform(-1, 1, (events, slots)).astype(np.float32),
+            "phi": rng.uniform(-np.pi, np.pi, (events, slots)).astype(np.float32),
+            "flavour": rng.integers(-1, 4, (events, slots)),
+        }
+        with torch.no_grad():
+            expected = learnt.map(*(torch.from_numpy(inputs[name]) for name in inputs))
+        for found, own in zip(session.run(None, inputs), expected, strict=True):
+            np.testing.assert_allclose(found, own.numpy(), atol=1e-5, rtol=0)
+    described = json.loads(onnx.load(path).metadata_props[0].value)
+    assert described["working_points"] == list(POINTS)
+    assert described["classes"] == ["b", "c", "light", "tau"]
+    assert described["delta_r_max"] == 1.5
