@@ -13,6 +13,7 @@ from selfcal.config.efficiency_map import EfficiencyMapConfig
 from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
 from selfcal.config.report import ReportConfig
+from selfcal.config.neural_profile import NeuralProfileConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.generate.theta import DetectorParameters
@@ -129,6 +130,7 @@ class RunConfig(Configured):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     efficiency_map: EfficiencyMapConfig = EfficiencyMapConfig()
+    neural_profile: NeuralProfileConfig = NeuralProfileConfig()
 
     @property
     def joint_training(self) -> bool:

@@ -1,10 +1,11 @@
 """The efficiencies of the ``efficiencies`` stage in the formats that analyses read.
 
-``efficiency_map_correctionlib.json`` holds ``<tagger>_efficiency`` (systematic, working_point, flavor, abseta,
-pt): the network's mean over the simulated jets of each bin; ``systematic`` is central, up or down (the spread of
-the bags). ``efficiency_map.csv`` holds the same with efficiencies by counting. What depends on the neighbours is
-in ``onnx/efficiency_map.onnx`` alone: ``pt_gev``, ``eta``, ``phi`` and ``flavour`` (events, jets), -1 in slots
-without jet, give ``efficiency`` and ``uncertainty`` (events, jets, working points), NaN in these slots.
+``efficiency_map_correctionlib.json`` holds ``<tagger>_efficiency`` (systematic, working_point, flavor,
+abseta, pt): the network's mean over the simulated jets of each bin; ``systematic`` is central, up or down
+(the spread of the bags). ``efficiency_map.csv`` holds the same with efficiencies by counting. What depends on
+the neighbours is in ``onnx/efficiency_map.onnx`` alone: ``pt_gev``, ``eta``, ``phi`` and ``flavour`` (events,
+jets), -1 in slots without jet, give ``efficiency`` and ``uncertainty`` (events, jets, working points), NaN in
+these slots.
 """
 
 from __future__ import annotations

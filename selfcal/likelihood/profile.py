@@ -2,13 +2,7 @@
 
     t(v) = min{−2 ln L(θ) : q(θ) = v} − min −2 ln L
 
-for any differentiable quantity q, a parameter or a scale factor. The constrained minimum is found by
-sequential quadratic programming: with the Fisher information F, gradient g and a = ∇q, each step solves
-
-    ⎛ F  a ⎞ ⎛ δ ⎞   ⎛  −g   ⎞
-    ⎝ aᵀ 0 ⎠ ⎝ λ ⎠ = ⎝ v − q ⎠
-
-and is shortened until −ln L + c |q − v| falls, with c > |λ| (Nocedal & Wright, Numerical Optimization, 18.3).
+for any differentiable quantity q, a parameter or a scale factor (:mod:`selfcal.likelihood.constrained`).
 """
 
 from __future__ import annotations
@@ -23,18 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcal.errors import FitError
-from selfcal.likelihood.derivatives import Differentiator
-from selfcal.likelihood.fit import FitResult, expected_and_jacobian, fisher_information
+from selfcal.likelihood.constrained import constrained_minima
+from selfcal.likelihood.fit import FitResult
 from selfcal.likelihood.histfactory import HistFactory
-from selfcal.likelihood.minimise import gradient, moving
 
 Quantity = Callable[[Tensor], Tensor]
 """A scalar function of the parameters (D,)."""
-
-ITERATIONS_MAX = 100
-DISTANCE_MAX = 1e-7
-"""Convergence: estimated −ln L still to be gained, and |q − v| in units of its uncertainty."""
-HALVINGS_MAX = 30
 
 
 @dataclass(frozen=True)
@@ -114,52 +102,22 @@ def constrained_minimum(
     FitError
         If no minimum is found.
     """
-    theta = torch.clamp(start, model.lower, model.upper)
-    penalty = 0.0
-    for _ in range(ITERATIONS_MAX):
-        step, multiplier, gain, miss = _step(model, counts, quantity, value, theta)
-        if gain < DISTANCE_MAX and abs(miss) < DISTANCE_MAX * scale:
-            return theta
-        penalty = max(penalty, 2 * abs(multiplier))
-
-        def merit(at: Tensor, weight: float = penalty) -> float:
-            return 0.5 * float(model.deviance(at, counts)) + weight * abs(float(quantity(at)) - value)
-
-        now, share = merit(theta), 1.0
-        for _ in range(HALVINGS_MAX):
-            trial = torch.clamp(theta + share * step, model.lower, model.upper)
-            if np.isfinite(merit(trial)) and merit(trial) <= now + 1e-12 * abs(now):
-                break
-            share /= 2
-        else:
-            break
-        theta = trial
-    raise FitError(
-        "no constrained minimum was found", where=f"quantity held at {value:.6g}", fix="scan a smaller range"
+    found = constrained_minima(
+        model,
+        counts,
+        lambda theta, _: quantity(theta)[None],
+        torch.tensor([[value]], dtype=torch.float64),
+        start[None],
+        start.new_zeros(1, 0),
+        torch.tensor([scale], dtype=torch.float64),
     )
-
-
-def _step(
-    model: HistFactory, counts: Tensor, quantity: Quantity, value: float, theta: Tensor
-) -> tuple[Tensor, float, float, float]:
-    """Step δ (D,), multiplier λ, what −ln L + λ q could still gain, and v − q."""
-    uphill = gradient(Differentiator(model), theta[None], counts[None], model.centre[None])
-    free = moving(model, theta[None], uphill)[0]
-    slope = torch.func.grad(quantity)(theta)
-    miss = value - float(quantity(theta))
-    expected, jacobian = expected_and_jacobian(model, theta)
-    information = fisher_information(model, theta, expected, jacobian)[free][:, free]
-    unit = torch.diagonal(information).clamp_min(1e-12).rsqrt()
-    scaled = information * unit[:, None] * unit[None, :]
-    right = torch.stack([-uphill[0, free] * unit, slope[free] * unit], dim=1)
-    downhill, along = torch.linalg.solve(scaled + 1e-13 * torch.eye(len(scaled)), right).unbind(1)
-    strength = (slope[free] * unit) @ along
-    multiplier = ((slope[free] * unit) @ downhill - miss) / strength
-    inner = downhill - multiplier * along
-    step = torch.zeros_like(theta)
-    step[free] = inner * unit
-    gain = 0.5 * float(inner @ scaled @ inner)
-    return step, float(multiplier), gain, miss
+    if not bool(found.converged):
+        raise FitError(
+            "no constrained minimum was found",
+            where=f"quantity held at {value:.6g}",
+            fix="scan a smaller range",
+        )
+    return found.theta[0]
 
 
 def _crossing(points: NDArray[np.float64], root: NDArray[np.float64], best: float, level: float) -> float:

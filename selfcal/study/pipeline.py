@@ -116,6 +116,13 @@ def _efficiencies_configuration(context: RunContext) -> Any:
     }
 
 
+def _profile_configuration(context: RunContext) -> Any:
+    return {
+        "seed": context.config.seed,
+        "neural_profile": context.config.neural_profile.model_dump(mode="json"),
+    }
+
+
 def _export_configuration(context: RunContext) -> Any:
     config = context.config
     # With the extra installed later, 'selfcal export' has a submission to add.
@@ -186,6 +193,13 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
         ("results/efficiency_map.json", "results/efficiency_closure.json", "results/efficiency_map/"),
     ),
     StageDescription(
+        "profile",
+        "Learn the profile likelihood of chosen scale factors.",
+        "selfcal.likelihood.profile_stage:run_profile",
+        _profile_configuration,
+        ("results/profile_likelihood.json", "results/profile_likelihood.safetensors"),
+    ),
+    StageDescription(
         "export",
         "Write the scale factors in the formats that analyses read.",
         "selfcal.export.stage:run_export",
@@ -204,7 +218,7 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
 
 def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
     """All stages of this run: no ``generate`` where no card asks, no ``train`` where scores are given,
-    no ``infer`` or ``efficiencies`` unless they are enabled.
+    no ``infer``, ``efficiencies`` or ``profile`` unless they are enabled.
 
     None after ``until``, if that is given.
 
@@ -213,13 +227,17 @@ def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
     ConfigError
         If this run has no stage ``until``.
     """
+    config = context.config
+    enabled = {
+        "infer": config.inference.enabled,
+        "efficiencies": config.efficiency_map.enabled,
+        "profile": config.neural_profile.enabled,
+    }
     stages: list[Stage] = []
     for description in DESCRIPTIONS:
         if description.name == "generate" and not any(card.generate for card in context.cards):
             continue
-        if description.name == "infer" and not context.config.inference.enabled:
-            continue
-        if description.name == "efficiencies" and not context.config.efficiency_map.enabled:
+        if not enabled.get(description.name, True):
             continue
         if description.name == "train" and context.config.tagger.kind == "scores":
             continue
@@ -270,7 +288,8 @@ def stages_for_verb(context: RunContext, verb: str) -> list[Stage]:
             f"this run has no stage '{verb}'",
             expected=f"one of {', '.join(names)}",
             fix="a run without 'generate' blocks generates nothing; one with given scores trains nothing; "
-            "'infer' and 'efficiencies' need 'inference.enabled' and 'efficiency_map.enabled'",
+            "'infer', 'efficiencies' and 'profile' are there where inference.enabled, efficiency_map.enabled "
+            "and neural_profile.enabled are true",
         )
     wanted = stages[: names.index(verb) + 1]
     for state in stage_states(wanted, context)[:-1]:
