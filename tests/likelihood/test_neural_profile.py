@@ -47,7 +47,7 @@ def random_network(size: int, seed: int) -> NeuralProfile:
     torch.manual_seed(seed)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
-    return network.eval()
+    return network.eval().requires_grad_(requires_grad=False)
 
 
 def test_value_gradient_and_curvature_at_the_best_fit_are_exact_for_any_weights():
