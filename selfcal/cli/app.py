@@ -33,6 +33,8 @@ _ORDER = (
         "infer",
         "calibrate",
         "fit",
+        "efficiencies",
+        "profile",
         "export",
         "report",
     ),

@@ -31,6 +31,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("selfcal fit mine.yaml --set fit.unblind=true", "show the results of data"),
         ("selfcal fit --workspace workspace.json --json", "any pyhf workspace"),
     ),
+    "efficiencies": (("selfcal efficiencies mine.yaml", "per jet, where efficiency_map.enabled is true"),),
+    "profile": (("selfcal profile mine.yaml", "−2 ln λ as a network, where neural_profile.enabled is true"),),
     "export": (("selfcal export mine.yaml", "correctionlib, HEPData, Combine, CDI-like, CSV, ONNX"),),
     "report": (
         ("selfcal report mine.yaml --set report.style=atlas", "figures in the style of an experiment"),

@@ -12,8 +12,8 @@ from selfcal.config.closure import ClosureConfig
 from selfcal.config.efficiency_map import EfficiencyMapConfig
 from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
-from selfcal.config.report import ReportConfig
 from selfcal.config.neural_profile import NeuralProfileConfig
+from selfcal.config.report import ReportConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.generate.theta import DetectorParameters

@@ -33,6 +33,9 @@ Floats = NDArray[np.float64]
 class NeuralProfile(nn.Module):
     """The formula above, in float64."""
 
+    best: Tensor
+    inverse_root: Tensor
+
     def __init__(self, best: Floats, inverse_root: Floats, width: int) -> None:
         super().__init__()
         size = len(best)
@@ -69,7 +72,7 @@ def learn_profile(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = NeuralProfile(target.best, np.linalg.inv(target.root), config.width)
+        network = NeuralProfile(target.best, np.asarray(np.linalg.inv(target.root), np.float64), config.width)
     used = exact.converged
     u = torch.from_numpy(target.whitened(exact.values[used])).requires_grad_()
     rise = torch.from_numpy(exact.rise[used])

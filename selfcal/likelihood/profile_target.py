@@ -65,7 +65,7 @@ class ProfileTarget:
 
     def whitened(self, values: Float[NDArray[np.float64], "T K"]) -> Float[NDArray[np.float64], "T K"]:
         """u of scale factors."""
-        found: Floats = np.linalg.solve(self.root, np.log(values / self.best).T).T
+        found: Floats = np.asarray(np.linalg.solve(self.root, np.log(values / self.best).T).T, np.float64)
         return found
 
     def log_jacobians(self) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""The network of the profile likelihood: exact at the best fit for any weights, accurate where it has learnt."""
+"""The network of the profile likelihood: exact at the best fit for any weights, accurate where it learnt."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_it_is_never_negative():
 
 
 def test_the_exact_profile_near_the_best_fit_is_the_quoted_parabola(target, small_world):
-    """Gradient and value; C holds the fluctuation of the nominal simulation, as the quoted covariance does."""
+    """C holds the fluctuation of the nominal simulation, as the quoted covariance does."""
     u = np.random.default_rng(2).normal(size=(4, len(target.best)))
     u *= 0.02 / np.linalg.norm(u, axis=1, keepdims=True)
     values = target.best * np.exp(u @ target.root.T)
