@@ -142,6 +142,9 @@ def _with_scores(guess: dict[str, Any], contents: Contents, path: Path, notes: l
         scored = float(np.isfinite(jets.log_score).all(axis=1).mean()) if len(jets) else 0.0
         if (scored, len(jets.score_classes)) >= rank:
             best, rank = choice, (scored, len(jets.score_classes))
+    others = [name for name in contents.taggers if name != best.get("scores", {}).get("tagger")]
+    if others:
+        notes.append(f"the file has scores of other taggers too: {', '.join(others)}")
     return best
 
 

@@ -215,7 +215,7 @@ def render_report(reports: Sequence[Mapping[str, Any]]) -> str:
 def _remarks(report: Mapping[str, Any]) -> list[str]:
     """What a reader of the table should know of a dataset: weights, accepted findings, dropped tracks."""
     name, selected = report["name"], report["selected"]
-    remarks = []
+    remarks = [] if selected else [f"{name}: NO JET IS SELECTED: no run can use it"]
     if selected and abs(report["effective_size"] - selected) > 1e-6 * selected:
         remarks.append(
             f"{name}: weights leave an effective sample of {report['effective_size']:.0f} jets"

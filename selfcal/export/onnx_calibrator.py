@@ -250,21 +250,24 @@ class CalibratorGraph(nn.Module):
 def write_calibrator(calibration: Calibration, path: Path) -> Path:
     """Write the nominal maps as ONNX in float64; the number of jets is free.
 
-    Inputs ``log_probability`` (jets, 4), ``flavour`` (jets; 0 to 3 in class order), ``pt_gev``
-    and ``eta``; output ``calibrated_log_probability`` (jets, 4).
+    Inputs ``log_probability`` (jets, K), ``flavour`` (jets; 0 to 3 in the order of ``FLAVOURS``), ``pt_gev``
+    and ``eta``; output ``calibrated_log_probability`` (jets, K), with K = 4 classes, or 3 for a tagger
+    without tau class.
     """
+    classes = FLAVOURS[: len(calibration.frame.mean) + 1]
     example = {
-        "log_probability": torch.full((2, len(FLAVOURS)), -math.log(len(FLAVOURS)), dtype=torch.float64),
+        "log_probability": torch.full((2, len(classes)), -math.log(len(classes)), dtype=torch.float64),
         "flavour": torch.zeros(2, dtype=torch.int64),
         "pt_gev": torch.full((2,), 45.0, dtype=torch.float64),
         "eta": torch.zeros(2, dtype=torch.float64),
     }
     output = "calibrated_log_probability"
     metadata = {
-        "classes": list(FLAVOURS),
+        "classes": list(classes),
+        "flavours": list(FLAVOURS),
         "inputs": {
             "log_probability": "ln of the tagger's class probabilities, in the order of 'classes'",
-            "flavour": "index of the true class: simulation only; -1 gives NaN",
+            "flavour": "index of the true flavour in 'flavours': simulation only; -1 gives NaN",
             "pt_gev": "GeV",
             "eta": "",
         },

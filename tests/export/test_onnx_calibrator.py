@@ -22,8 +22,10 @@ from selfcal.transport.maps import FlavourMaps, build_maps
 LIBRARIES = ["zuko", "nflows"]
 
 
-def perturbed_maps(library: str, transforms: int = 1, family: str = "flow") -> FlavourMaps:
-    maps = build_maps(MapConfig(family=family, library=library, transforms=transforms), 3, 2)
+def perturbed_maps(
+    library: str, transforms: int = 1, family: str = "flow", coordinates: int = 3
+) -> FlavourMaps:
+    maps = build_maps(MapConfig(family=family, library=library, transforms=transforms), coordinates, 2)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in maps.parameters():
@@ -31,13 +33,13 @@ def perturbed_maps(library: str, transforms: int = 1, family: str = "flow") -> F
     return maps.requires_grad_(requires_grad=False)
 
 
-def calibration_with(maps: FlavourMaps) -> Calibration:
+def calibration_with(maps: FlavourMaps, coordinates: int = 3) -> Calibration:
     fractions = torch.full((1, 4), 0.25, dtype=torch.float64)
     return Calibration(
-        frame=ScoreFrame((0.3, -1.2, 0.5), (2.0, 1.5, 0.8)),
+        frame=ScoreFrame((0.3, -1.2, 0.5)[:coordinates], (2.0, 1.5, 0.8)[:coordinates]),
         regions=("ttbar",),
         nominal=maps,
-        stiff=FlavourMaps(lambda: AffineMap(3, 2, prior_width=1.0)),
+        stiff=FlavourMaps(lambda: AffineMap(coordinates, 2, prior_width=1.0)),
         replicas=(),
         prior=CompositionPrior(fractions, fractions),
         fractions=fractions,
@@ -46,9 +48,9 @@ def calibration_with(maps: FlavourMaps) -> Calibration:
     )
 
 
-def scored_jets(n: int) -> ScoredJets:
+def scored_jets(n: int, classes: int = 4) -> ScoredJets:
     generator = np.random.default_rng(5)
-    logits = torch.from_numpy(generator.normal(0, 5, (n, 4)))
+    logits = torch.from_numpy(generator.normal(0, 5, (n, classes)))
     return ScoredJets(
         region="ttbar",
         log_probability=logits.log_softmax(dim=1).numpy(),
@@ -118,6 +120,28 @@ def test_onnx_runtime_moves_jets_as_the_calibration_does(family, library, tmp_pa
     described = json.loads(session.get_modelmeta().custom_metadata_map["selfcal"])
     assert list(described["inputs"]) == [i.name for i in session.get_inputs()]
     assert described["classes"] == list(FLAVOURS)
+
+
+def test_a_tagger_without_tau_class_has_three_scores_and_maps_of_four_flavours(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
+    calibration = calibration_with(perturbed_maps("zuko", coordinates=2), coordinates=2)
+    path = write_calibrator(calibration, tmp_path / "calibrator.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    jets = scored_jets(500, classes=3)
+    (moved,) = session.run(
+        None,
+        {
+            "log_probability": jets.log_probability,
+            "flavour": jets.flavour.astype(np.int64),
+            "pt_gev": jets.pt_gev,
+            "eta": jets.abs_eta,
+        },
+    )
+    expected = calibration.apply(jets, calibration.nominal).log_probability
+    np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-8)
+    described = json.loads(session.get_modelmeta().custom_metadata_map["selfcal"])
+    assert (described["classes"], described["flavours"]) == (list(FLAVOURS[:3]), list(FLAVOURS))
 
 
 @pytest.mark.parametrize("settings", [{"family": "switch"}, {"structure": "autoregressive"}])
