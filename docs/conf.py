@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -32,5 +33,19 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 nitpicky = False
+suppress_warnings = ["ref.python"]  # attributes of different classes have the same names
 
 write_configuration_reference(Path(__file__).parent / "reference" / "generated")
+
+
+def _keep_bars(app, what, name, obj, options, lines) -> None:  # noqa: ARG001 - Sphinx's signature
+    """``|eta|`` and ``ln |det|`` are formulae, not substitutions of reStructuredText."""
+    for number, line in enumerate(lines):
+        parts = re.split(r"(``[^`]*``|:math:`[^`]*`)", line)
+        parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+        lines[number] = "".join(parts)
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _keep_bars)

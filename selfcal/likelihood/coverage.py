@@ -135,7 +135,11 @@ def odds_pulls(estimate: Array, truth: Array, sigma: Array, efficiency: Array) -
 
 
 def interval_score(width: float, covered: float, number: int) -> float:
-    """The score above for mean width ``width`` and coverage ``covered`` of ``number`` toys."""
+    """The score above for mean width ``width`` and coverage ``covered`` of ``number`` toys.
+
+    >>> round(interval_score(0.1, 0.68, 1000), 3), round(interval_score(0.1, 0.60, 1000), 3)
+    (2.293, -2.858)
+    """
     spread = (ONE_SIGMA * (1 - ONE_SIGMA) / number) ** 0.5
     beyond = abs(covered - ONE_SIGMA) / spread - 2
     penalty = 1.0 if beyond <= 0 else 1 + beyond ** (4 if covered < ONE_SIGMA else 3)

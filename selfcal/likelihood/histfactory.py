@@ -1,6 +1,6 @@
 """A HistFactory likelihood in PyTorch, compiled from a pyhf workspace.
 
-With the factors θ, the nuisance parameters α, the factors γ of single bins and the observed counts n,
+With the factors θ, the nuisance parameters α, the factors γ of single bins and the observed counts n::
 
     rate_i = (nominal_i + Σ_j Δ_ij(α_j)) · Π_j κ_ij(α_j) · Π_j θ_ij        (cell i: one sample in one bin)
     ν_b = Σ_{i in b} rate_i

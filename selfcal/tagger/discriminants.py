@@ -36,6 +36,10 @@ def discriminant_b(log_probability: Array, charm_fraction: float = 0.2, tau_frac
     ------
     ConfigError
         If the fractions are negative or exceed one together.
+
+    >>> sure, unsure = [0.97, 0.01, 0.01, 0.01], [0.25, 0.25, 0.25, 0.25]
+    >>> print(discriminant_b(np.log([sure, unsure])).round(3))
+    [4.575 0.   ]
     """
     return _log_ratio(log_probability, B, {C: charm_fraction, TAU: tau_fraction})
 

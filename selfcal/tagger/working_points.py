@@ -35,6 +35,10 @@ def thresholds(discriminant: Doubles, weight: Doubles, efficiencies: Sequence[fl
     ------
     DataError
         If there is no jet or no positive total weight.
+
+    >>> discriminant = np.array([4.0, 3.0, 2.0, 1.0])
+    >>> print(thresholds(discriminant, np.ones(4), (0.75, 0.5)))
+    [2. 3.]
     """
     total = float(weight.sum())
     if len(discriminant) == 0 or total <= 0:
@@ -80,6 +84,10 @@ def efficiency(discriminant: Doubles, weight: Doubles, threshold: float) -> Effi
     ------
     DataError
         If there is no jet.
+
+    >>> passing = efficiency(np.array([4.0, 3.0, 2.0, 1.0]), np.ones(4), 2.5)
+    >>> passing.value, passing.error
+    (0.5, 0.25)
     """
     if len(discriminant) == 0:
         raise DataError("efficiency of no jets asked for", expected="at least one jet")

@@ -10,7 +10,13 @@ from torch import Tensor
 
 
 def contrast_matrix(classes: int, dtype: torch.dtype = torch.float64) -> Float[Tensor, "classes coordinates"]:
-    """Helmert contrasts V, (K, K-1): orthonormal columns, each orthogonal to (1, ..., 1)."""
+    """Helmert contrasts V, (K, K-1): orthonormal columns, each orthogonal to (1, ..., 1).
+
+    >>> contrast_matrix(3)
+    tensor([[ 0.7071,  0.4082],
+            [-0.7071,  0.4082],
+            [ 0.0000, -0.8165]], dtype=torch.float64)
+    """
     matrix = torch.zeros(classes, classes - 1, dtype=dtype)
     for column in range(classes - 1):
         n = column + 1
@@ -28,6 +34,12 @@ def log_ratio_coordinates(
     Euclidean distance in z is the Aitchison distance of the simplex
     (Egozcue et al. 2003; used for flavour taggers in arXiv 2605.01363). An offset
     common to all classes drops out, so unnormalised logits may be given.
+
+    >>> p = torch.tensor([[0.7, 0.1, 0.2]], dtype=torch.float64)
+    >>> log_ratio_coordinates(p.log())
+    tensor([[1.3760, 0.2285]], dtype=torch.float64)
+    >>> log_probability_from_coordinates(log_ratio_coordinates(p.log())).exp()
+    tensor([[0.7000, 0.1000, 0.2000]], dtype=torch.float64)
     """
     return log_probability @ contrast_matrix(log_probability.shape[1], log_probability.dtype)
 
