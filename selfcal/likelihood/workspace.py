@@ -13,17 +13,17 @@ external scale factors (``external``, in place of map, residual and extrapolatio
 of the simulation. The latter is a parameter per bin of the flavour whose reference region it is
 (``simulation``), because the scale factor depends on it, and common to all other flavours of a bin
 (``staterror``). Each bin of each flavour is a sample of its own, so that factors of single bins can be shared
-across channels by name, and so that a shift of a shape is a factor of each of its bins (normsys): with shifts
-that add up instead, the expectation of a bin with few jets may become zero within its uncertainty, where the
-likelihood has a kink and the fit no minimum with a covariance. Factors that are linear in α up to one
-standard deviation would bias sums of bins less, but are not linear as pyhf interpolates them further out:
-impacts would differ from those of refits by up to 6 % of σ.
+across channels by name, and so that a shift of a shape moves each of its bins by itself. Shifts add up
+(histosys, 1 + Σ_j s_j α_j), which keeps the estimate linear and so unbiased, unless that could make the
+expectation of the whole bin zero within ``REACH`` standard deviations: there the likelihood would have a kink
+and the fit no minimum with a covariance, and they are factors (normsys).
 A region with a control sample of the same sign has a further sample, ``same_sign``, whose bins are free and
 which is all of a further channel with the counts of the control sample.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ SAME_SIGN = "same_sign"
 """The background that a region shares with its control sample: name of its sample, channel and factor."""
 SMOOTHED = ("map_model_", "extrapolation_", "modelling_")
 """Shifts that are differences of two templates."""
+REACH = 4.0
+"""Standard deviations of all shifts together within which the expectation of a bin stays positive."""
 REST_MIN = 0.002
 """Uncorrelated remainders of the map's variance below this relative width are left out."""
 
@@ -185,15 +187,20 @@ def _samples(
     if not (config.fix_reference_yield and is_anchor(layout, r, p)):
         common.append({"name": f"mu_{region}_{p}", "type": "normfactor", "data": None})
     own = _shape_modifiers(templates, layout, config, key, rest)
+    expected = layout.yields[r] @ layout.shape[r, :, p]
     samples = []
     for k in range(layout.binning.n_bins):
         data = np.zeros(len(content))
         data[k] = content[k]
         modifiers = [m for m in common if m["type"] != "normsys" or m["data"]["hi"] > 1]
         modifiers += own[k]
-        for name, shift in shifts:
-            if shift[r, p, k] != 0 and content[k] > 0:
-                modifiers.append(_scale(name, float(np.clip(shift[r, p, k], -SHIFT_MAX, SHIFT_MAX))))
+        moving = [(name, float(shift[r, p, k])) for name, shift in shifts if shift[r, p, k] != 0]
+        if content[k] <= 0:
+            moving = []
+        if REACH * math.hypot(*(size for _, size in moving)) * content[k] < expected[k]:
+            modifiers += [_linear(name, content, k, size) for name, size in moving]
+        else:
+            modifiers += [_scale(name, min(max(size, -SHIFT_MAX), SHIFT_MAX)) for name, size in moving]
         error = layout.relative_error[r, f, p, k]
         if r == layout.reference[f]:
             if error > 0:
