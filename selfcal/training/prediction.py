@@ -71,7 +71,7 @@ def write_copy(
             for alias, name in _ALIASES.items()
             if alias not in jets.dtype.names and name in jets.dtype.names
         }
-        added = [*((alias, "<f4") for alias in aliases), *((name, "<f8") for name in names)]
+        added = [*((alias, "<f4") for alias in aliases), *((name, "<f4") for name in names)]
         dtype = np.dtype([*stored_types, *added])
         table = _create(new, len(jets), dtype)
         table.attrs.update(jets.attrs)
@@ -107,7 +107,7 @@ def write_friend(
     types: dict[str, str] = {
         "runNumber": "<i8", "eventNumber": "<i8", "jet_rank": "<i4",
         "pt_btagJes": "<f4", "eta_btagJes": "<f4",
-        **dict.fromkeys(predicted_fields(bundle.config), "<f8"),
+        **dict.fromkeys(predicted_fields(bundle.config), "<f4"),
     }  # fmt: skip
     with new_hdf5(output) as new:
         new.attrs.update({"energy_unit": "MeV", "friend_of": source.name})
