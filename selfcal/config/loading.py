@@ -396,6 +396,9 @@ def resolved_yaml(loaded: LoadedRun, folder: Path) -> str:
     values["data"]["cards"] = [_relative(path, folder) for path in loaded.card_paths]
     if loaded.data_root is not None:
         values["data"]["root"] = _relative(loaded.data_root, folder)
+    if loaded.config.tagger.kind == "scores":
+        # its default, which is refused where it is said: given scores cannot be trained
+        del values["calibration"]["joint"]["enabled"]
     return dump_yaml(values)
 
 

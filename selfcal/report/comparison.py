@@ -46,7 +46,8 @@ def compare_runs(first: Path, second: Path, folder: Path) -> list[Path]:
     """Write ``report.html`` and ``figures/`` (PNG, PDF) of the comparison of two runs into ``folder``.
 
     Scale factors are compared where both runs have the same flavour, working point or bin, pT and
-    pseudorapidity; closure and composition where both have the file.
+    pseudorapidity; closure and composition where both have the file. Figures have the style of both runs, or
+    are neutral where they differ.
 
     Returns
     -------
@@ -74,7 +75,11 @@ def compare_runs(first: Path, second: Path, folder: Path) -> list[Path]:
         )
     names = _names(first, second)
     written: list[Path] = []
-    with report_style():
+    styles = {files.style() for files in runs}
+    with report_style(
+        styles.pop() if len(styles) == 1 else "neutral",
+        simulated=not any(files.shows_data() for files in runs),
+    ):
         figures = [save_figure(figure, folder, written) for figure in comparison_figures(pairs, names)]
     sections = [
         Section(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from selfcal.config.report import ReportConfig, StyleName
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, read_json
 from selfcal.run.metrics import read_metrics
@@ -337,6 +339,19 @@ class RunFiles:
 
     def text(self, name: str) -> str:
         return (self.path / name).read_text(encoding="utf-8", errors="replace")
+
+    def style(self) -> StyleName:
+        """The style of figures that the run's configuration asks for; neutral where none can be read."""
+        try:
+            return ReportConfig.model_validate(yaml.safe_load(self.text(CONFIGURATION))["report"]).style
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError):
+            return "neutral"
+
+    def shows_data(self) -> bool:
+        """Whether scale factors are of data of an experiment: not blinded, and no truth is known."""
+        if not self.has(SCALE_FACTORS) or self.has(CLOSURE):
+            return False
+        return not self.read(SCALE_FACTORS, ScaleFactors).blinded
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of the training and calibration log."""

@@ -44,11 +44,11 @@ def run_report(context: RunContext) -> list[Path]:
     return build_report(context.directory.path, context.config.report.style)
 
 
-def build_report(run_path: Path, style: StyleName = "neutral") -> list[Path]:
+def build_report(run_path: Path, style: StyleName | None = None) -> list[Path]:
     """Write the figures and the self-contained page of the run in ``run_path``.
 
-    Labels say "Simulation" if the run is blinded or the truth of its data is known: then there are none of
-    an experiment.
+    ``style`` is by default that of the run's configuration. Labels say "Simulation" if the run is blinded or
+    the truth of its data is known: then there are none of an experiment.
 
     Only ``results/scale_factors.json`` is required; each other file that is absent or not in
     its promised form leaves its part out, with a sentence in the page saying why.
@@ -81,8 +81,7 @@ def build_report(run_path: Path, style: StyleName = "neutral") -> list[Path]:
     def draw(figure: ReportFigure) -> PageFigure:
         return save_figure(figure, run_path, written)
 
-    simulated = scale_factors.blinded or files.has(CLOSURE)
-    with report_style(style, simulated=simulated):
+    with report_style(style or files.style(), simulated=not files.shows_data()):
         chapters = [
             sections.scale_factor_section(files, scale_factors, against_truth, draw),
             sections.closure_section(files, draw),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from selfcal.config.report import StyleName
 from selfcal.errors import DataError
 from selfcal.report.figures.study import study_figures
 from selfcal.report.html import Headline, PageFigure, Section, Tile, render
@@ -26,8 +25,10 @@ LISTED_NUMBERS = 8
 """A cell with more numbers shows their range."""
 
 
-def build_study_report(folder: Path, style: StyleName = "neutral") -> list[Path]:
+def build_study_report(folder: Path) -> list[Path]:
     """Write ``report.html`` and ``figures/`` (PNG, PDF) of the study in ``folder``.
+
+    Figures have the style of its runs, or are neutral where those differ.
 
     Returns
     -------
@@ -49,7 +50,12 @@ def build_study_report(folder: Path, style: StyleName = "neutral") -> list[Path]
         )
     summary = files.read(SUMMARY, StudySummary)
     written: list[Path] = []
-    with report_style(style):
+    runs = [RunFiles(folder / row.run) for row in summary.rows if row.error is None]
+    styles = {run.style() for run in runs}
+    with report_style(
+        styles.pop() if len(styles) == 1 else "neutral",
+        simulated=not any(run.shows_data() for run in runs),
+    ):
         figures = [save_figure(figure, folder, written) for figure in study_figures(summary)]
     sections = [
         _outcome_section(summary),

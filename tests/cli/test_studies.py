@@ -75,6 +75,8 @@ def test_a_study_may_stop_after_a_stage(selfcal, study):
     stages = study / "studies-out/small/seed=1/stages"
     assert (stages / "validate.json").exists()
     assert not (stages / "train.json").exists()
+    assert "report: studies-out/small/report.html" in answer.out
+    assert "Study small" in (study / "studies-out/small/report.html").read_text()
     (study / "study.yaml").write_text((study / "study.yaml").read_text().replace("validate", "dream"))
     answer = selfcal("study", "run", "study.yaml")
     assert answer.code == 2

@@ -165,6 +165,16 @@ def test_cards_must_agree_with_each_other(project):
     assert f"no simulation of region 'other'\n    where:    {card}, line 3" in text
 
 
+def test_the_resolved_configuration_of_given_scores_loads_to_the_same_run(project):
+    card = "name: sim\nrole: simulation\nregion: r\nfiles: [a.h5]\nscores: {tagger: GN2v01}\n"
+    (project / "cards" / "sim.yaml").write_text(card)
+    loaded = load_run([project / "run.yaml"], ["tagger.kind=scores"])
+    folder = project / "runs" / "scores"
+    folder.mkdir(parents=True)
+    (folder / "config.resolved.yaml").write_text(resolved_yaml(loaded, folder))
+    assert load_run([folder / "config.resolved.yaml"]).config.calibration == loaded.config.calibration
+
+
 def test_resolved_configuration_loads_to_the_same_run(project, monkeypatch):
     monkeypatch.chdir(project)
     loaded = load_run(["run.yaml"], ["data.root=somewhere"], seed=3)
