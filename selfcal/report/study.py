@@ -87,7 +87,8 @@ def _headline(summary: StudySummary) -> Headline:
         ),
     ]
     failed = [row.run for row in summary.rows if row.error is not None]
-    warnings = [f"{len(failed)} points failed: {', '.join(failed)}."] if failed else []
+    points = "1 point" if len(failed) == 1 else f"{len(failed)} points"
+    warnings = [f"{points} failed: {', '.join(failed)}."] if failed else []
     if summary.done < summary.points:
         left = summary.points - summary.done
         warnings.append(f"{left} points are not done yet: 'selfcal study resume {summary.study}'.")

@@ -58,6 +58,26 @@ def test_commands_and_their_options_exist(path):
                 assert word.partition("=")[0] in known, f"{name_of(path)}: {command.name} has no {word}"
 
 
+def test_the_commands_that_measure_the_acceptance_figures_exist():
+    root = typer.main.get_command(app)
+    text = (DOCS / "validation.md").read_text()
+    found = [line.split() for line in re.findall(r"\| `([^`]+)` \|", text)]
+    assert len(found) > 15
+    for words in found:
+        if words[0] == "selfcal":
+            assert words[1] in root.commands
+            assert words[1] != "study" or words[3] in shipped_names("studies")
+        elif words[0] == "pytest":
+            files = [word for word in words[1:] if word.startswith("tests")]
+            assert files
+            assert all((DOCS.parent / name).exists() for name in files), words
+        elif words[:2] == ["python", "-m"]:
+            name = words[2].replace(".", "/")
+            assert words[2] == "pytest" or (DOCS.parent / f"{name}.py").exists(), words
+        else:
+            assert words[0] == "make"
+
+
 def test_every_page_is_reached_from_the_index():
     listed = {"index.md"}
     for index in (DOCS / "index.md", DOCS / "studies" / "index.md"):

@@ -55,7 +55,7 @@ def test_every_check_stands_with_what_was_found_and_its_verdict(study):
             shown[3][1] == {True: "as expected", False: "not as expected", None: "undecided"}[check["passed"]]
         )
     assert summary["expected"] in html
-    assert "1 points failed: width=64,seed=2." in html
+    assert "1 point failed: width=64,seed=2." in html
 
 
 def test_the_files_behind_the_columns_are_named(study):

@@ -15,6 +15,7 @@ from selfcal.report.style import (
     GOOD_COLOUR,
     ReportFigure,
     experiment_label,
+    limits_around,
     plain_text,
 )
 
@@ -40,7 +41,7 @@ def _figure(
     height = 1.7 + 0.3 * len(rows)
     figure = Figure(figsize=(11, height))
     grid = figure.add_gridspec(
-        1, PANELS, left=0.24, right=0.985, wspace=0.12, top=1 - 0.55 / height, bottom=0.9 / height
+        1, max(len(names), 2), left=0.24, right=0.985, wspace=0.12, top=1 - 0.55 / height, bottom=0.9 / height
     )
     for column, name in enumerate(names):
         axes = figure.add_subplot(grid[0, column])
@@ -77,10 +78,14 @@ def _draw_limits(axes: Axes, summary: StudySummary, name: str) -> None:
 
 
 def _draw_column(axes: Axes, rows: Sequence[StudyRow], name: str) -> None:
+    ends: list[float] = []
     for place, row in enumerate(rows):
         values = row.values or {}
         found = numbers_of(values.get(name))
         errors = numbers_of(values.get(f"{name}_error"))
         size = errors if len(errors) == len(found) else None
+        widths = size or [0.0] * len(found)
+        ends += [one + sign * width for one, width in zip(found, widths, strict=True) for sign in (-1, 1)]
         axes.errorbar(found, [place] * len(found), xerr=size, fmt="o", color=AFTER_COLOUR)
         axes.axhline(place, color=BEFORE_COLOUR, lw=0.4, alpha=0.4)
+    axes.set_xlim(*limits_around(ends, ends[0]))
