@@ -15,6 +15,7 @@ from selfcal.export.correctionlib_export import export_correctionlib
 from selfcal.export.efficiency_map import export_efficiencies
 from selfcal.export.hepdata import export_hepdata
 from selfcal.export.onnx_export import export_onnx
+from selfcal.export.profile_likelihood import export_profile
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.export.simulations import read_simulation_rows
 from selfcal.export.table import export_table
@@ -55,6 +56,8 @@ def run_export(context: RunContext) -> list[Path]:
     done.append(export_onnx(folder, context.directory.checkpoints / "tagger_final"))
     if context.config.efficiency_map.enabled:
         done.append(export_efficiencies(folder))
+    if context.config.neural_profile.enabled:
+        done.append(export_profile(folder, results.factors))
     for exported in done:
         if exported.skipped:
             context.say(f"export: no {exported.format}: {exported.skipped}")

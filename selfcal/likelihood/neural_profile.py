@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfcal.config.neural_profile import NeuralProfileConfig
-from selfcal.errors import DataError
+from selfcal.errors import DataError, FitError
 from selfcal.likelihood.profile_target import ExactProfile, ProfileTarget
 from selfcal.run.atomic import read_arrays, write_arrays
 
@@ -93,20 +93,21 @@ def learn_profile(
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Errors of −2 ln λ at T fresh points: of the network, and of the parabola of best fit and covariance.
+    """Errors of −2 ln λ at fresh points: of the network, and of the parabola of best fit and covariance.
 
     Attributes
     ----------
-    points, unreached : points compared, and those where the exact profile does not converge
-    rise_max : largest exact −2 ln λ among them
+    points : points compared, all those with an exact −2 ln λ of at most ``rise_max``
+    beyond, unreached : points above that, and those where the exact profile does not converge
     mean, largest : of the absolute error
     parabola_mean, parabola_largest : the same of |u|²
     root_mean, root_largest : of the absolute error of √(−2 ln λ), in σ
     """
 
-    points: int
-    unreached: int
     rise_max: float
+    points: int
+    beyond: int
+    unreached: int
     mean: float
     largest: float
     parabola_mean: float
@@ -116,18 +117,27 @@ class Accuracy:
 
 
 @torch.no_grad()
-def accuracy(network: NeuralProfile, target: ProfileTarget, exact: ExactProfile) -> Accuracy:
-    """How far the network is from the exact profile at points that it has not seen."""
-    used = exact.converged
+def accuracy(network: NeuralProfile, target: ProfileTarget, exact: ExactProfile, rise_max: float) -> Accuracy:
+    """How far the network is from the exact profile at points that it has not seen.
+
+    Raises
+    ------
+    FitError
+        If no point has an exact −2 ln λ of at most ``rise_max``.
+    """
+    used = exact.converged & (exact.rise <= rise_max)
+    if not used.any():
+        raise FitError("no exact point to judge the network by", where=f"{len(used)} points")
     values, rise = exact.values[used], exact.rise[used]
     found = network(torch.from_numpy(values)).numpy()
     parabola = (target.whitened(values) ** 2).sum(axis=1)
     error, plain = np.abs(found - rise), np.abs(parabola - rise)
     root = np.abs(np.sqrt(found) - np.sqrt(np.maximum(rise, 0.0)))
     return Accuracy(
+        rise_max,
         int(used.sum()),
-        int((~used).sum()),
-        float(rise.max()),
+        int((exact.converged & ~used).sum()),
+        int((~exact.converged).sum()),
         float(error.mean()),
         float(error.max()),
         float(plain.mean()),

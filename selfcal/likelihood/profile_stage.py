@@ -50,13 +50,12 @@ def run_profile(context: RunContext) -> list[Path]:
     taught, files = exact_points(context, target, "taught", config.points, 2 * seed)
     judged, more = exact_points(context, target, "judged", config.test_points, 2 * seed + 1)
     network = learn_profile(target, taught, config, seed)
-    found = accuracy(network, target, judged)
+    found = accuracy(network, target, judged, rise_max(len(target.best), config.level))
     table = {
         **description(target, measured.factors.measured.tolist()),
         "tagger": context.config.tagger.name,
         "blinded": bool(read_json(results / "scale_factors.json")["blinded"]),
         "level": config.level,
-        "rise_max": rise_max(len(target.best), config.level),
         "points": int(taught.converged.sum()),
         "accuracy": asdict(found),
         "judged": judged_points(network, target, judged),

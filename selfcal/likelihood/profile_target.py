@@ -33,8 +33,9 @@ CORRELATION_MIN = 1e-8
 """Smallest eigenvalue of the correlations: below it one scale factor follows from the others."""
 DISTANCE_MAX = 1e-6
 """Convergence of a point, in −ln L and in σ: far below what the network resolves."""
-SPARSE_SHARE = 0.3
-"""Part of the points along the profiles of one or two scale factors; the others in all directions."""
+SPARSE_SHARE, SPARSE_SIGMA = 0.4, 4.0
+"""Part of the points along the profiles of one or two scale factors, and how far; the others in all
+directions."""
 
 Floats = NDArray[np.float64]
 
@@ -130,18 +131,20 @@ def rise_max(dimension: int, level: float) -> float:
 def draw_points(target: ProfileTarget, number: int, level: float, seed: int) -> Floats:
     """Scale factors (number, K) with |u| uniform up to the root of ``rise_max``.
 
-    A part of them lies along the profiles of one or two scale factors, where scans go: u ∝ Lᵀ z / σ with one
-    or two entries in z.
+    A part of them lies along the profiles of one or two scale factors, where scans go, not beyond
+    ``SPARSE_SIGMA``: u ∝ Lᵀ z / σ with one or two entries in z.
     """
     rng = np.random.default_rng(seed)
     size = len(target.best)
     sigma = np.sqrt(np.diag(target.covariance))
     direction = rng.normal(size=(number, size))
+    largest = np.full((number, 1), np.sqrt(rise_max(size, level)))
     for point in np.flatnonzero(rng.random(number) < SPARSE_SHARE):
         kept = rng.choice(size, size=min(size, int(rng.integers(1, 3))), replace=False)
         direction[point] = target.root.T[:, kept] @ (direction[point, kept] / sigma[kept])
+        largest[point] = min(SPARSE_SIGMA, largest[point, 0])
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    whitened = rng.uniform(0, np.sqrt(rise_max(size, level)), (number, 1)) * direction
+    whitened = rng.uniform(0, 1, (number, 1)) * largest * direction
     found: Floats = target.best * np.exp(whitened @ target.root.T)
     return found
 
