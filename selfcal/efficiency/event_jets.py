@@ -13,6 +13,8 @@ from torch import Tensor
 
 from selfcal.efficiency.network import EMPTY
 
+PAIRS_MAX = 400_000
+
 
 @dataclass(frozen=True)
 class EventJets:
@@ -137,14 +139,18 @@ def batches(
 ) -> Iterator[NDArray[np.int64]]:
     """Numbers of the events of each batch, events of like multiplicity together: little is padded.
 
-    With ``rng``, another order of events and of batches each time.
+    With ``rng``, another order of events and of batches each time. Batches are cut where they would hold more
+    than ``PAIRS_MAX`` pairs of slots, which is what needs memory.
     """
     counts = jets.multiplicity
     shuffled = np.arange(len(counts)) if rng is None else rng.permutation(len(counts))
     order = shuffled[np.argsort(counts[shuffled], kind="stable")]
     starts = np.arange(0, len(order), batch_events)
     for start in starts if rng is None else rng.permutation(starts):
-        yield order[start : start + batch_events]
+        chosen = order[start : start + batch_events]
+        size = max(1, PAIRS_MAX // int(counts[chosen].max()) ** 2)
+        for first in range(0, len(chosen), size):
+            yield chosen[first : first + size]
 
 
 def nearest_delta_r(jets: EventJets, batch_events: int = 4096) -> NDArray[np.float64]:

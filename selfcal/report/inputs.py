@@ -38,6 +38,8 @@ ROC = "results/roc.safetensors"
 JOINT = "results/joint.json"
 POSTERIOR = "results/posterior.json"
 EVALUATION = "results/evaluation.json"
+EFFICIENCY_CLOSURE = "results/efficiency_closure.json"
+PROFILE_LIKELIHOOD = "results/profile_likelihood.json"
 METRICS = "metrics.jsonl"
 CONFIGURATION = "config.resolved.yaml"
 PROVENANCE = "provenance.json"
@@ -65,6 +67,8 @@ WRITTEN_BY: dict[str, str] = {
     JOINT: "'selfcal calibrate' writes when the joint stage is enabled",
     POSTERIOR: "'selfcal infer' writes where inference.enabled is true",
     EVALUATION: "'selfcal calibrate --evaluate' writes",
+    EFFICIENCY_CLOSURE: "'selfcal efficiencies' writes where efficiency_map.enabled is true",
+    PROFILE_LIKELIHOOD: "'selfcal profile' writes where neural_profile.enabled is true",
     METRICS: "'selfcal train' writes",
     CONFIGURATION: "'selfcal run' writes",
     PROVENANCE: "'selfcal run' writes",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from selfcal.config.report import StyleName
 from selfcal.errors import DataError
-from selfcal.report import fit_sections, sections
+from selfcal.report import fit_sections, learnt_sections, sections
 from selfcal.report.fit_inputs import Fit
 from selfcal.report.headline import headline
 from selfcal.report.html import Download, PageFigure, render
@@ -93,6 +93,8 @@ def build_report(run_path: Path, style: StyleName | None = None) -> list[Path]:
             fit_sections.uncertainty_section(files, scale_factors, draw),
             fit_sections.two_jets_section(files, scale_factors),
             fit_sections.simulations_section(files),
+            learnt_sections.efficiency_section(files, draw),
+            learnt_sections.profile_section(files, scale_factors, draw),
             fit_sections.limits_section(files),
             sections.correlation_section(files, scale_factors, draw),
             sections.tagger_section(files, scale_factors.tagger, draw),

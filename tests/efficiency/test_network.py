@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from selfcal.efficiency import event_jets
 from selfcal.efficiency.event_jets import batches, nearest_delta_r, padded
 from selfcal.efficiency.learning import negative_log_likelihood
 from selfcal.efficiency.network import EfficiencyMap, EfficiencyNetwork, NetworkShape
@@ -128,6 +129,14 @@ def test_padding_brings_every_jet_to_its_slot_and_batches_cover_all_events(make_
         np.testing.assert_array_equal((block.flavour >= 0).numpy(), present.numpy())
         assert (jets.event[block.row[present]] == np.repeat(events, jets.multiplicity[events])).all()
     assert sorted(rows) == list(range(len(jets)))
+
+
+def test_batches_of_crowded_events_are_cut(monkeypatch, make_world):
+    monkeypatch.setattr(event_jets, "PAIRS_MAX", 100)
+    jets = make_world(50, 1).jets
+    found = list(batches(jets, 30))
+    assert all(len(events) * jets.multiplicity[events].max() ** 2 <= 100 for events in found)
+    assert sorted(np.concatenate(found).tolist()) == list(range(50))
 
 
 def test_the_nearest_jet_is_that_of_a_plain_loop(make_world):

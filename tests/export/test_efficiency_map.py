@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import correctionlib
 import numpy as np
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+import selfcal
 from selfcal.efficiency.network import EfficiencyMap, NetworkShape
 from selfcal.efficiency.prediction import LearntEfficiencies, save_efficiencies
 from selfcal.efficiency.stage import FOLDER
@@ -57,7 +59,7 @@ def table() -> dict:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, learnt, table) -> Exported:
-    folder = tmp_path_factory.mktemp("results")
+    folder = tmp_path_factory.mktemp("analysis") / "runs/demo/results"
     write_json(folder / "efficiency_map.json", table)
     save_efficiencies(folder / FOLDER, learnt)
     return export_efficiencies(folder)
@@ -108,3 +110,13 @@ def test_onnx_runtime_gives_what_the_network_gives_for_any_number_of_events_and_
     assert described["working_points"] == list(POINTS)
     assert described["classes"] == ["b", "c", "light", "tau"]
     assert described["delta_r_max"] == 1.5
+
+
+def test_the_example_of_the_documentation_runs(exported, monkeypatch):
+    monkeypatch.chdir(exported.files[0].parents[3])
+    page = Path(selfcal.__file__).parents[1] / "docs/howto/networks.md"
+    names: dict = {}
+    exec(page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
+    assert names["efficiency"].shape == (2, 3, 2)
+    assert np.isnan(names["uncertainty"][0, 2]).all()
+    assert ((names["both_pass"] > 0) & (names["both_pass"] < 1)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
+import selfcal
 from selfcal.export.profile_likelihood import export_profile
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.likelihood.neural_profile import NeuralProfile, save_profile
@@ -36,7 +38,8 @@ def chosen_rows(content: dict) -> list[dict]:
     ]
 
 
-def test_onnx_runtime_gives_what_the_network_gives_and_zero_at_the_best_fit(tmp_path, content, network):
+def test_onnx_runtime_and_the_example_of_the_documentation(tmp_path, content, network, monkeypatch):
+    """The network's own numbers, zero at the best fit, and metadata that say what goes in."""
     rows = chosen_rows(content)
     table = {
         "inputs": [
@@ -48,9 +51,10 @@ def test_onnx_runtime_gives_what_the_network_gives_and_zero_at_the_best_fit(tmp_
         "level": 0.9973,
         "accuracy": {"mean": 0.01, "largest": 0.1},
     }
-    write_json(tmp_path / "profile_likelihood.json", table)
-    save_profile(tmp_path / "profile_likelihood.safetensors", network)
-    (path,) = export_profile(tmp_path, ScaleFactorRows(content)).files
+    folder = tmp_path / "runs/demo/results"
+    write_json(folder / "profile_likelihood.json", table)
+    save_profile(folder / "profile_likelihood.safetensors", network)
+    (path,) = export_profile(folder, ScaleFactorRows(content)).files
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     best = network.best.numpy()
     (at_best,) = session.run(None, {"scale_factors": best[None]})
@@ -69,3 +73,10 @@ def test_onnx_runtime_gives_what_the_network_gives_and_zero_at_the_best_fit(tmp_
     assert [entry["best_fit"] for entry in described["scale_factors"]] == [row["value"] for row in rows]
     assert described["accuracy"] == table["accuracy"]
     assert described["covariance"] == table["covariance"]
+    monkeypatch.chdir(tmp_path)
+    page = Path(selfcal.__file__).parents[1] / "docs/howto/networks.md"
+    names: dict = {}
+    exec(page.read_text(encoding="utf-8").split("```python\n")[2].split("```")[0], names)
+    assert names["names"][0] == "b_77_pt20-40_eta0-2.5"
+    assert names["twice_rise"][0] == pytest.approx(0, abs=1e-20)
+    assert names["twice_rise"][1] > 0
