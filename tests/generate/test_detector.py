@@ -271,6 +271,20 @@ def test_jet_energy_scale_and_resolution(top_truth: TruthJets, pool: MinimumBias
     assert smeared.jets.pt_gev.min() >= 20.0
 
 
+def test_jets_point_where_they_were_made(top_truth: TruthJets, pool: MinimumBiasPool) -> None:
+    """η and φ in units of the resolution of the jet's axis, across ±π as well."""
+    found = simulate(top_truth, DetectorParameters(), pool, dataset="x", seed=2)
+    sigma = resolution.jet_axis_sigma(top_truth.pt_gev[found.truth_row].astype(float))
+    turn = found.jets.phi - top_truth.phi[found.truth_row]
+    assert np.abs(found.jets.phi).max() <= 3.1417
+    for pull in (
+        ((turn + np.pi) % (2 * np.pi) - np.pi) / sigma,
+        (found.jets.eta - top_truth.eta[found.truth_row]) / sigma,
+    ):
+        assert abs(pull.mean()) < 5 / np.sqrt(len(pull))
+        assert abs(pull.std() - 1) < 5 / np.sqrt(2 * len(pull))
+
+
 def test_momentum_resolution_scale() -> None:
     pions = prompt_pions(np.full(4000, 40.0))
     errors = [
