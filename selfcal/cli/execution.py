@@ -142,7 +142,7 @@ def _show_plan(verb: str, options: Options, loaded: LoadedRun, context: RunConte
         print(*words, facts["region"].ljust(14), facts["source"])
     print("\n# stages")
     for facts in planned:
-        print(facts["name"].ljust(10), facts["state"].ljust(45), "->", ", ".join(facts["files"]))
+        print(facts["name"].ljust(13), facts["state"].ljust(45), "->", ", ".join(facts["files"]))
     print("\ndry run: nothing was written")
 
 
