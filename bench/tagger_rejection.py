@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,12 @@ class Contest:
 
 def prepare(files: Sequence[Path], held_out: Sequence[Path]) -> Contest:
     """Read all files and take every other event of ``files`` for training."""
-    samples = [read_jets(path, path.stem) for path in files]
+    samples = [_unweighted(path) for path in files]
     inputs = common_inputs(samples)
     chosen = [for_validation(jets, 0.5) for jets in samples]
     train = [jets.select(taken) for jets, taken in zip(samples, chosen, strict=True)]
     test = [jets.select(~taken) for jets, taken in zip(samples, chosen, strict=True)]
-    test += [read_jets(path, path.stem) for path in held_out]
+    test += [_unweighted(path) for path in held_out]
     normalisation = Normalisation.measure([compute_features(jets, inputs) for jets in train])
     bundle = fresh(inputs, normalisation, 0)
     return Contest(
@@ -72,6 +72,12 @@ def prepare(files: Sequence[Path], held_out: Sequence[Path]) -> Contest:
         join([bundle.tensors(jets) for jets in test]),
         np.concatenate([_event(jets) for jets in test]),
     )
+
+
+def _unweighted(path: Path) -> Jets:
+    """salt's loss knows no weights of events, so that neither tagger may have them."""
+    jets = read_jets(path, path.stem)
+    return replace(jets, weight=np.ones(len(jets)))
 
 
 def _event(jets: Jets) -> NDArray[np.int64]:
