@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.data.hdf5_reader import read_jets
+from selfcal.data.jets import Jets
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.training.evaluation import rejections
 
@@ -16,6 +20,16 @@ BACKGROUNDS = ("light", "c")
 REPLICAS = 200
 Scores = NDArray[np.float64]
 """ln p of the classes (N, 4)."""
+
+
+def unweighted(path: Path) -> Jets:
+    """The jets of a native file, each counting once, as data cards count them unless they say otherwise.
+
+    The event weights of a dijet file undo the bias of its generation and leave next to nothing of it; salt's
+    loss knows no weights at all.
+    """
+    jets = read_jets(path, path.stem)
+    return replace(jets, weight=np.ones(len(jets)))
 
 
 def compare_rejections(

@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show
+from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show, unweighted
 from bench.tagger import ask_salt
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.data.folds import event_hash
-from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import Jets
 from selfcal.tagger.batching import TensorJets, epoch_batches, join
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
@@ -57,12 +56,12 @@ class Contest:
 
 def prepare(files: Sequence[Path], held_out: Sequence[Path]) -> Contest:
     """Read all files and take every other event of ``files`` for training."""
-    samples = [_unweighted(path) for path in files]
+    samples = [unweighted(path) for path in files]
     inputs = common_inputs(samples)
     chosen = [for_validation(jets, 0.5) for jets in samples]
     train = [jets.select(taken) for jets, taken in zip(samples, chosen, strict=True)]
     test = [jets.select(~taken) for jets, taken in zip(samples, chosen, strict=True)]
-    test += [_unweighted(path) for path in held_out]
+    test += [unweighted(path) for path in held_out]
     normalisation = Normalisation.measure([compute_features(jets, inputs) for jets in train])
     bundle = fresh(inputs, normalisation, 0)
     return Contest(
@@ -72,12 +71,6 @@ def prepare(files: Sequence[Path], held_out: Sequence[Path]) -> Contest:
         join([bundle.tensors(jets) for jets in test]),
         np.concatenate([_event(jets) for jets in test]),
     )
-
-
-def _unweighted(path: Path) -> Jets:
-    """salt's loss knows no weights of events, so that neither tagger may have them."""
-    jets = read_jets(path, path.stem)
-    return replace(jets, weight=np.ones(len(jets)))
 
 
 def _event(jets: Jets) -> NDArray[np.int64]:

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show
+from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show, unweighted
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.data.flavours import B
 from selfcal.data.folds import event_hash
-from selfcal.data.hdf5_reader import read_jets
 from selfcal.data.jets import ORIGINS
 from selfcal.tagger.batching import TensorJets, join, sorted_batches
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
@@ -99,7 +98,7 @@ def training_cost(bundles: dict[str, TaggerBundle], train: TensorJets, steps: in
 
 def compare(files: Sequence[Path], jets_per_file: int, epochs: int, seeds: int) -> None:
     """Print one JSON line per measurement."""
-    samples = [read_jets(path, path.stem) for path in files]
+    samples = [unweighted(path) for path in files]
     with h5py.File(files[0]) as file:
         true_lxy = file["jets"]["HadronConeExclTruthLabelLxy"].astype(np.float64)
     inputs = common_inputs(samples)
