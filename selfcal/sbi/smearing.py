@@ -18,6 +18,7 @@ none, only what needs none is done. Nothing else of a track changes, nothing of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from selfcal.data.jets import ORIGINS, Jets
 from selfcal.sbi.donors import ABS_ETA_EDGES, PT_GEV_EDGES, SIGNIFICANCE_MIN, Donors
 from selfcal.sbi.noise import Noise, draw_noise, hashed_uniform, poisson_quantile
-from selfcal.sbi.parameters import NOMINAL, SmearingParameters
+from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.sbi.track_columns import (
     FAKE,
     INNERMOST_HITS,
@@ -47,6 +48,8 @@ _PIXEL_HITS = "numberOfPixelHits"
 _OF_INNERMOST = ("numberOfInnermostPixelLayerSharedHits", "numberOfInnermostPixelLayerSplitHits")
 
 Floats = NDArray[np.float64]
+_Values = Mapping[str, float | Floats]
+"""The parameters by name: numbers, or one number per jet or track."""
 
 
 def smear(
@@ -64,19 +67,39 @@ def smear(
     """
     if parameters == NOMINAL:
         return jets
+    values = parameters.model_dump()
+    return _smeared(jets, values, values, donors, draw_noise(jets, seed) if noise is None else noise)
+
+
+def smear_each(jets: Jets, theta: Floats, donors: Donors, seed: int, noise: Noise | None = None) -> Jets:
+    """Every jet under a detector of its own: ``theta`` (N, D), within the ranges of the parameters.
+
+    A jet is exactly what :func:`smear` makes of it with its row of ``theta``.
+
+    Raises
+    ------
+    DataError
+        If an impact parameter or a signed significance is absent.
+    """
+    of_jet = dict(zip(PARAMETERS, theta.T, strict=True))
+    of_track = {name: np.repeat(row, jets.n_tracks) for name, row in of_jet.items()}
     noise = draw_noise(jets, seed) if noise is None else noise
+    return _smeared(jets, of_jet, of_track, donors, noise)
+
+
+def _smeared(jets: Jets, of_jet: _Values, of_track: _Values, donors: Donors, noise: Noise) -> Jets:
     columns = track_columns(jets)
     kind = track_kind(jets)
     state = _initial(jets, columns, donors)
     tracks = jets.tracks.copy()
-    _change_innermost(state, tracks, jets, columns, parameters, donors, noise)
-    _scale_core(state, columns, parameters, noise)
-    _change_tails(state, columns, parameters, noise)
-    state.value[0] += parameters.d0_bias_mm
-    state.value[1] += parameters.z0_bias_mm
+    _change_innermost(state, tracks, jets, columns, of_track, donors, noise)
+    _scale_core(state, columns, of_track, noise)
+    _change_tails(state, columns, of_track, noise)
+    state.value[0] += of_track["d0_bias_mm"]
+    state.value[1] += of_track["z0_bias_mm"]
     _write(state, tracks, jets)
-    kept = _kept(kind, parameters, noise)
-    return _with_added(jets, tracks, kept, parameters, donors, noise)
+    kept = _kept(kind, of_track, noise)
+    return _with_added(jets, tracks, kept, of_jet, donors, noise)
 
 
 @dataclass
@@ -109,44 +132,42 @@ def _change_innermost(
     tracks: NDArray[np.float32],
     jets: Jets,
     columns: TrackColumns,
-    parameters: SmearingParameters,
+    parameters: _Values,
     donors: Donors,
     noise: Noise,
 ) -> None:
-    shift = parameters.innermost_efficiency_shift
-    if shift == 0 or INNERMOST_HITS not in jets.track_fields:
+    shift = parameters["innermost_efficiency_shift"]
+    if not np.any(shift) or INNERMOST_HITS not in jets.track_fields:
         return
     place = {name: i for i, name in enumerate(jets.track_fields)}
     band = np.digitize(track_pt_gev(jets), PT_GEV_EDGES)
     efficiency = float(donors.innermost_efficiency[0])
-    if shift < 0:
-        chosen = columns.innermost & (noise.uniform["innermost"] < -shift / max(efficiency, 1e-6))
-        hits = tracks[chosen, place[INNERMOST_HITS]]
-        tracks[chosen, place[INNERMOST_HITS]] = 0
-        for name in _OF_INNERMOST:
-            if name in place:
-                tracks[chosen, place[name]] = 0
-    else:
-        chosen = ~columns.innermost & (noise.uniform["innermost"] < shift / max(1 - efficiency, 1e-6))
-        hits = -np.ones(int(chosen.sum()), dtype=np.float32)
-        tracks[chosen, place[INNERMOST_HITS]] = 1
+    uniform = noise.uniform["innermost"]
+    lost = columns.innermost & (uniform < -shift / max(efficiency, 1e-6))
+    gained = ~columns.innermost & (uniform < shift / max(1 - efficiency, 1e-6))
+    hits = tracks[lost, place[INNERMOST_HITS]]
+    for name in (INNERMOST_HITS, *_OF_INNERMOST):
+        if name in place:
+            tracks[lost, place[name]] = 0
+    tracks[gained, place[INNERMOST_HITS]] = 1
     if _PIXEL_HITS in place:
-        tracks[chosen, place[_PIXEL_HITS]] = np.maximum(tracks[chosen, place[_PIXEL_HITS]] - hits, 0)
+        pixel = place[_PIXEL_HITS]
+        tracks[lost, pixel] = np.maximum(tracks[lost, pixel] - hits, 0)
+        tracks[gained, pixel] += 1
     for row, name in enumerate(("hit_d0", "hit_z0")):
-        ratio = donors.innermost_ratio[row, band[chosen]]
-        if shift < 0:
-            widening = np.sqrt(ratio**2 - 1) * state.sigma[row, chosen]
-            state.value[row, chosen] += widening * noise.normal[name][chosen]
-            state.sigma[row, chosen] *= ratio
-        else:
-            state.value[row, chosen] /= np.where(state.primary[chosen], ratio, 1.0)
-            state.sigma[row, chosen] /= ratio
+        ratio = donors.innermost_ratio[row, band[lost]]
+        widening = np.sqrt(ratio**2 - 1) * state.sigma[row, lost]
+        state.value[row, lost] += widening * noise.normal[name][lost]
+        state.sigma[row, lost] *= ratio
+        ratio = donors.innermost_ratio[row, band[gained]]
+        state.value[row, gained] /= np.where(state.primary[gained], ratio, 1.0)
+        state.sigma[row, gained] /= ratio
 
 
-def _scale_core(state: _State, columns: TrackColumns, parameters: SmearingParameters, noise: Noise) -> None:
+def _scale_core(state: _State, columns: TrackColumns, parameters: _Values, noise: Noise) -> None:
     for row, name in enumerate(("d0", "z0")):
-        low, high = (getattr(parameters, f"{name}_core_scale_{band}") for band in ("low", "high"))
-        if low == high == 1:
+        low, high = (parameters[f"{name}_core_scale_{band}"] for band in ("low", "high"))
+        if np.all(low == 1) and np.all(high == 1):
             continue
         scale = np.where(columns.high, high, low)
         widening = np.sqrt(np.maximum(scale**2 - 1, 0)) * state.sigma[row]
@@ -154,9 +175,9 @@ def _scale_core(state: _State, columns: TrackColumns, parameters: SmearingParame
         state.value[row] += widening * noise.normal[f"core_{name}"]
 
 
-def _change_tails(state: _State, columns: TrackColumns, parameters: SmearingParameters, noise: Noise) -> None:
-    near = np.where(columns.high, parameters.tail_scale_high, parameters.tail_scale_low)
-    far = np.full(len(near), parameters.far_tail_scale)
+def _change_tails(state: _State, columns: TrackColumns, parameters: _Values, noise: Noise) -> None:
+    near = np.where(columns.high, parameters["tail_scale_high"], parameters["tail_scale_low"])
+    far = np.broadcast_to(parameters["far_tail_scale"], near.shape)
     for stream, scale, fraction, factor, start in (
         ("tail", near, TAIL_FRACTION, TAIL_FACTOR, TAIL_FROM),
         ("far_tail", far, FAR_TAIL_FRACTION, FAR_TAIL_FACTOR, FAR_TAIL_FROM),
@@ -183,10 +204,10 @@ def _write(state: _State, tracks: NDArray[np.float32], jets: Jets) -> None:
         tracks[changed, s] = (state.direction[row] * state.value[row] / state.sigma[row])[changed]
 
 
-def _kept(kind: NDArray[np.int8], parameters: SmearingParameters, noise: Noise) -> NDArray[np.bool_]:
-    survival = np.full(len(kind), min(1.0 + parameters.efficiency_shift, 1.0))
-    survival[kind == PILEUP] *= min(parameters.pileup_scale, 1.0)
-    survival[kind == FAKE] *= min(parameters.fake_scale, 1.0)
+def _kept(kind: NDArray[np.int8], parameters: _Values, noise: Noise) -> NDArray[np.bool_]:
+    survival = np.minimum(1.0 + parameters["efficiency_shift"], 1.0)
+    survival = survival * np.where(kind == PILEUP, np.minimum(parameters["pileup_scale"], 1.0), 1.0)
+    survival = survival * np.where(kind == FAKE, np.minimum(parameters["fake_scale"], 1.0), 1.0)
     kept: NDArray[np.bool_] = noise.uniform["loss"] < survival
     return kept
 
@@ -195,7 +216,7 @@ def _with_added(
     jets: Jets,
     tracks: NDArray[np.float32],
     kept: NDArray[np.bool_],
-    parameters: SmearingParameters,
+    parameters: _Values,
     donors: Donors,
     noise: Noise,
 ) -> Jets:
@@ -218,19 +239,20 @@ def _with_added(
 
 
 def _additions(
-    jets: Jets, parameters: SmearingParameters, donors: Donors, noise: Noise
+    jets: Jets, parameters: _Values, donors: Donors, noise: Noise
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Jet of every added track and the row of its donor."""
     band = np.digitize(jets.abs_eta, ABS_ETA_EDGES)
     bands = donors.rate.shape[1]
     more = {
-        PILEUP: parameters.pileup_scale - 1,
-        FAKE: parameters.fake_scale - 1,
-        OTHER: parameters.efficiency_shift,
+        PILEUP: parameters["pileup_scale"] - 1,
+        FAKE: parameters["fake_scale"] - 1,
+        OTHER: parameters["efficiency_shift"],
     }
     jet_of, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for kind, scale in more.items():
-        if scale <= 0:
+        scale = np.maximum(scale, 0.0)
+        if not np.any(scale):
             continue
         available = np.diff(donors.offsets)[kind * bands + band]
         mean = np.where(available > 0, scale * donors.rate[kind, band], 0.0)

@@ -11,8 +11,8 @@ from selfcal.data.jets import ORIGINS
 from selfcal.errors import DataError
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.noise import draw_noise, hashed_uniform, poisson_quantile
-from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
-from selfcal.sbi.smearing import smear
+from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
+from selfcal.sbi.smearing import smear, smear_each
 from selfcal.sbi.track_columns import column
 
 EVERYTHING = SmearingParameters(
@@ -137,6 +137,20 @@ def test_tail_scale_zero_pulls_all_primary_tails_in(jets, donors):
     before = np.abs(column(jets, "lifetimeSignedD0Significance"))[primary(jets)]
     assert (before > 2.5).sum() > 100
     assert (significance > 2.5 + 1e-3).sum() == (before > 5).sum() == 0
+
+
+def test_a_detector_per_jet_is_the_same_as_each_for_all(jets, donors):
+    """On either side of the nominal values, bit for bit."""
+    few = jets.select(np.arange(40))
+    generator = np.random.default_rng(3)
+    values = NOMINAL.vector() + 1.5 * prior_widths({}) * generator.normal(size=(len(few), len(PARAMETERS)))
+    theta = np.stack([SmearingParameters.from_vector(row).vector() for row in values])
+    together = smear_each(few, theta, donors, seed=4)
+    for index, row in enumerate(theta):
+        alone = smear(few, SmearingParameters.from_vector(row), donors, seed=4)
+        mine, its = (one.select(np.array([index])) for one in (together, alone))
+        assert np.array_equal(mine.tracks, its.tracks)
+        assert np.array_equal(mine.track_origin, its.track_origin)
 
 
 def test_bias_is_added(jets, donors):
