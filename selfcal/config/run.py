@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, Positive, PositiveInt, Probability
+from selfcal.config.base import Configured, Positive, Probability
 from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.closure import ClosureConfig
 from selfcal.config.efficiency_map import EfficiencyMapConfig
 from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
+from selfcal.config.inference import InferenceConfig
 from selfcal.config.neural_profile import NeuralProfileConfig
 from selfcal.config.report import ReportConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.generate.theta import DetectorParameters
-from selfcal.sbi.parameters import PRIORS
 
 
 class World(Configured):
@@ -81,36 +81,6 @@ class GenerateConfig(Configured):
     cache: str | None = None
     scale: dict[str, Positive] = {}
     worlds: dict[str, World] = {"nominal": World()}
-
-
-class InferenceConfig(Configured):
-    """What the detector does differently in data, inferred before the map from tracks that carry
-    little lifetime (train fold), and taken over into the simulation.
-
-    ``prior_width`` changes prior widths of single parameters. ``modelling_error`` is the relative error
-    of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the generator may be
-    wrong by. ``points`` is the number of detectors simulated for the emulator, ``jets_per_region`` the
-    largest number of simulated jets of a region used for it. ``chain_check`` compares the posterior with a
-    Markov chain where emcee is installed. ``map_prior_scale`` multiplies the prior widths of the maps
-    (``calibration.map.displacement_scale``, ``calibration.composition.map_scale``): once the detector is
-    corrected, the map has only the remainder to explain.
-    """
-
-    enabled: bool = False
-    model: Literal["smearing"] = "smearing"
-    points: PositiveInt = 160
-    jets_per_region: PositiveInt = 40_000
-    prior_width: dict[str, Positive] = {}
-    modelling_error: Annotated[float, Field(ge=0)] = 0.02
-    multiplicity_error: Annotated[float, Field(ge=0)] = 0.03
-    chain_check: bool = True
-    map_prior_scale: Annotated[float, Field(gt=0, le=1)] = 1 / 3
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        if unknown := sorted(set(self.prior_width) - set(PRIORS)):
-            raise ValueError(f"'prior_width' names {unknown}, known are {list(PRIORS)}")
-        return self
 
 
 class RunConfig(Configured):

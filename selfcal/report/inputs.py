@@ -235,13 +235,29 @@ class PredictiveRow(Content):
     pull: float
 
 
+class EnsembleSpread(Content):
+    networks: int
+    spread: list[float]
+
+
+class AmortisedPosterior(Content):
+    samples: int
+    jets: int
+    mean_shift: list[float]
+    width_ratio: list[float]
+    calibration: dict[str, Any] = {}
+
+
 class Posterior(Content):
+    method: Literal["binned", "neural"] = "binned"
     parameters: list[DetectorParameter]
     covariance: list[list[float]]
     predictive: list[PredictiveRow] = []
     flagged: list[str] = []
     inflation: float = 1.0
     chain: dict[str, Any] | None = None
+    ensemble: EnsembleSpread | None = None
+    set_posterior: AmortisedPosterior | None = None
 
 
 class CompositionRow(Content):

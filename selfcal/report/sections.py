@@ -53,6 +53,7 @@ from selfcal.report.tables import (
     closure_table,
     composition_table,
     content_table,
+    detector_checks_table,
     detector_table,
     predictive_table,
     rejection_table,
@@ -191,8 +192,10 @@ def detector_section(files: RunFiles, draw: Draw) -> Section:
         yield draw(corner_figure(posterior))
         yield detector_table(posterior)
         yield predictive_table(posterior)
+        if posterior.chain or posterior.ensemble or posterior.set_posterior:
+            yield detector_checks_table(posterior)
         if posterior.chain:
-            caption = "The posterior against a Markov chain of the same likelihood, in σ of the posterior."
+            caption = "The Markov chain of the same likelihood, in σ of the posterior."
             yield content_table("table_chain", posterior.chain, caption, POSTERIOR)
 
     chapter = Chapter(files)

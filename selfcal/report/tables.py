@@ -259,6 +259,12 @@ def composition_table(composition: Composition) -> Table:
     )
 
 
+METHODS = {
+    "binned": "the likelihood of histograms of tracks",
+    "neural": "the neural likelihood of single jets",
+}
+
+
 def detector_table(posterior: Posterior) -> Table:
     """Prior and posterior of every detector parameter."""
     columns = (
@@ -278,10 +284,38 @@ def detector_table(posterior: Posterior) -> Table:
         for row in posterior.parameters
     )
     caption = (
-        "Detector parameters. Contraction: 1 − σ²/σ²(prior), one where the data decide, zero where the prior "
+        f"Detector parameters from {METHODS[posterior.method]}. Contraction: 1 − σ²/σ²(prior), one where the data decide, zero where the prior "
         "does."
     )
     return Table("table_detector", columns, rows, caption, (POSTERIOR,))
+
+
+def detector_checks_table(posterior: Posterior) -> Table:
+    """The posterior beside a Markov chain, between networks, and beside the one of whole samples."""
+    chain, sets = posterior.chain or {}, posterior.set_posterior
+    columns: list[tuple[str, list[float]]] = []
+    if {"mean_shift", "width_ratio"} <= set(chain):
+        columns += [
+            ("chain: shift / σ", chain["mean_shift"]),
+            ("chain: width ratio", chain["width_ratio"]),
+        ]
+    if posterior.ensemble is not None:
+        columns.append(("networks: spread / σ", posterior.ensemble.spread))
+    if sets is not None:
+        columns += [
+            ("whole samples: shift / σ", sets.mean_shift),
+            ("whole samples: width ratio", sets.width_ratio),
+        ]
+    rows = tuple(
+        (Cell(row.name), *(number(values[i], 2) for _, values in columns))
+        for i, row in enumerate(posterior.parameters)
+    )
+    caption = (
+        "Checks of the posterior: a Markov chain of the same likelihood, and for the neural likelihood what "
+        "its networks differ by and a posterior learnt from whole samples (both comparisons with few jets)."
+    )
+    names = tuple(name for name, _ in columns)
+    return Table("table_detector_checks", ("parameter", *names), rows, caption, (POSTERIOR,), folded=True)
 
 
 def predictive_table(posterior: Posterior) -> Table:

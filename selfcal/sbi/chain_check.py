@@ -1,61 +1,85 @@
-"""The Laplace posterior against a Markov chain of the same likelihood (emcee, arXiv 1202.3665)."""
+"""The Laplace posterior against a Markov chain of the same likelihood (NUTS, arXiv 1111.4246; pyro 1.9)."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from selfcal.sbi.binned_likelihood import BinnedLikelihood, LaplaceFit
+from selfcal.sbi.binned_likelihood import BinnedLikelihood, central_jacobian
 
-WALKERS_PER_DIMENSION = 4
-STEPS, BURN_IN = 1500, 500
+Floats = NDArray[np.float64]
+SAMPLES, WARM_UP = 400, 100
+TREE_DEPTH_MAX = 5
 
 
 def chain_available() -> bool:
-    """Whether emcee is installed (extra ``chain``)."""
-    return importlib.util.find_spec("emcee") is not None
+    """Whether pyro is installed (extra ``chain``)."""
+    return importlib.util.find_spec("pyro") is not None
 
 
-def compare_with_chain(likelihood: BinnedLikelihood, fit: LaplaceFit, seed: int) -> dict[str, Any]:
-    """Sample the likelihood with V fixed, from walkers spread like the Laplace posterior.
+def binned_log_density(likelihood: BinnedLikelihood, variance: Floats) -> Callable[[Tensor], Tensor]:
+    """ln L of standardised parameters with V fixed, with its first derivatives for autograd."""
+
+    def log_density(x: Tensor) -> Tensor:
+        at = x.detach().numpy()
+        residuals = likelihood.residuals(at, variance)
+        slope = central_jacobian(lambda z: likelihood.residuals(z, variance), at).T @ residuals
+        # Zero, but for its derivative.
+        return -(0.5 * float(residuals @ residuals) + torch.from_numpy(slope) @ (x - x.detach()))
+
+    return log_density
+
+
+def compare_with_chain(
+    log_density: Callable[[Tensor], Tensor], best: Floats, covariance: Floats, size: int, seed: int
+) -> dict[str, Any]:
+    """Sample ``log_density`` with NUTS, in coordinates in which the Laplace posterior is a unit Gaussian.
+
+    Parameters
+    ----------
+    best, covariance : of the Laplace posterior of the same likelihood, of all free numbers
+    size : number of parameters of interest, which come first
 
     Returns
     -------
     dict
         ``mean_shift`` (chain minus Laplace, in Laplace σ) and ``width_ratio`` per parameter of interest,
-        the acceptance, the largest integrated autocorrelation time and the number of samples.
+        the acceptance, the smallest effective number of samples, the largest split R̂, and divergences.
     """
-    import emcee
+    import pyro
+    from pyro.infer.mcmc import MCMC, NUTS
 
-    size = len(likelihood.prior_mean)
-    generator = np.random.default_rng(seed)
-    walkers = WALKERS_PER_DIMENSION * likelihood.dimension
-    start = generator.multivariate_normal(fit.best, fit.covariance, walkers)
+    root = torch.from_numpy(np.linalg.cholesky(covariance))
+    centre = torch.from_numpy(best)
+    highest = float(log_density(centre).detach())
 
-    def log_density(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.asarray(-0.5 * (likelihood.residuals(x, fit.variance) ** 2).sum(axis=-1))
+    def potential(values: dict[str, Tensor]) -> Tensor:
+        return highest - log_density(centre + root @ values["y"])
 
-    sampler = emcee.EnsembleSampler(
-        walkers,
-        likelihood.dimension,
-        log_density,
-        vectorize=True,
-        moves=[(emcee.moves.DEMove(), 0.8), (emcee.moves.DESnookerMove(), 0.2)],
-    )
-    sampler.random_state = np.random.RandomState(seed).get_state()
-    sampler.run_mcmc(start, STEPS)
-    # The result says how long the chain is in units of this time: no minimum is asked for here.
-    times = sampler.get_autocorr_time(discard=BURN_IN, tol=0)
-    chain = sampler.get_chain(discard=BURN_IN, flat=True)[:, :size]
-    sigma = np.sqrt(np.diag(fit.covariance)[:size])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kernel = NUTS(potential_fn=potential, adapt_mass_matrix=False, max_tree_depth=TREE_DEPTH_MAX)
+        start = {"y": torch.zeros(len(best), dtype=torch.float64)}
+        sampler = MCMC(
+            kernel, num_samples=SAMPLES, warmup_steps=WARM_UP, initial_params=start, disable_progbar=True
+        )
+        sampler.run()
+    summary = sampler.diagnostics()
+    moved = (sampler.get_samples()["y"] @ root.T)[:, :size].numpy()
+    sigma = np.sqrt(np.diag(covariance)[:size])
     return {
-        "sampler": f"emcee {emcee.__version__}",
-        "samples": len(chain),
-        "acceptance": float(sampler.acceptance_fraction.mean()),
-        "autocorrelation_steps": float(np.max(times[:size])),
-        "steps": STEPS - BURN_IN,
-        "mean_shift": ((chain.mean(axis=0) - fit.best[:size]) / sigma).tolist(),
-        "width_ratio": (chain.std(axis=0) / sigma).tolist(),
+        "sampler": f"NUTS (pyro {pyro.__version__})",
+        "samples": len(moved),
+        "acceptance": float(summary["acceptance rate"]["chain 0"]),
+        "effective_samples": float(summary["y"]["n_eff"].min()),
+        "split_r_hat": float(summary["y"]["r_hat"].max()),
+        "divergences": len(summary["divergences"]["chain 0"]),
+        "mean_shift": (moved.mean(axis=0) / sigma).tolist(),
+        "width_ratio": (moved.std(axis=0) / sigma).tolist(),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import InferenceConfig
+from selfcal.config.inference import InferenceConfig
 from selfcal.data.jets import Jets
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.sbi.binned_likelihood import (

@@ -33,9 +33,7 @@ class Noise:
 
 def draw_noise(jets: Jets, seed: int) -> Noise:
     """From a hash of (seed, dataset, run, event, jet index, place of the track in its jet, stream)."""
-    salt = np.array([seed], dtype=np.uint64) * _GOLDEN
-    key = splitmix64(event_hash(jets.dataset, jets.run, jets.event) + salt)
-    key = splitmix64(key + jets.jet_index.astype(np.uint64))
+    key = jet_keys(jets, seed)
     place = np.arange(len(jets.tracks)) - np.repeat(jets.track_offsets[:-1], jets.n_tracks)
     track_key = splitmix64(np.repeat(key, jets.n_tracks) + (place.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     streams = {name: hashed_uniform(track_key, i) for i, name in enumerate(UNIFORM_STREAMS + NORMAL_STREAMS)}
@@ -44,6 +42,13 @@ def draw_noise(jets: Jets, seed: int) -> Noise:
         {name: streams[name].astype(np.float32) for name in UNIFORM_STREAMS},
         {name: ndtri(streams[name]).astype(np.float32) for name in NORMAL_STREAMS},
     )
+
+
+def jet_keys(jets: Jets, seed: int) -> NDArray[np.uint64]:
+    """A hash of (seed, dataset, run, event, jet index), (N,)."""
+    salt = np.array([seed], dtype=np.uint64) * _GOLDEN
+    key = splitmix64(event_hash(jets.dataset, jets.run, jets.event) + salt)
+    return splitmix64(key + jets.jet_index.astype(np.uint64))
 
 
 def hashed_uniform(key: NDArray[np.uint64], stream: int) -> NDArray[np.float64]:

@@ -56,9 +56,8 @@ class SmearingParameters(BaseModel):
     @classmethod
     def from_vector(cls, values: NDArray[np.float64]) -> SmearingParameters:
         """The inverse of :meth:`vector`; values beyond the range are put just inside it."""
-        return cls(
-            **{name: _within(name, float(value)) for name, value in zip(PARAMETERS, values, strict=True)}
-        )
+        inside = within_ranges(np.asarray(values, np.float64))
+        return cls(**{name: float(value) for name, value in zip(PARAMETERS, inside, strict=True)})
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,22 @@ def prior_widths(changed: Mapping[str, float]) -> NDArray[np.float64]:
     return np.array([changed.get(name, prior.width) for name, prior in PRIORS.items()])
 
 
-def _within(name: str, value: float) -> float:
+def within_ranges(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``values`` (..., D) in the order of :data:`PARAMETERS`, those beyond their range put just inside it."""
+    low, high = _RANGES
+    return np.asarray(np.clip(values, low, high), np.float64)
+
+
+def _range(name: str) -> tuple[float, float]:
     margin = 1e-9
+    low, high = -np.inf, np.inf
     for bound in SmearingParameters.model_fields[name].metadata:
         for attribute in ("gt", "ge"):
-            if (low := getattr(bound, attribute, None)) is not None:
-                value = max(value, low + margin * (attribute == "gt"))
-        if (high := getattr(bound, "lt", None)) is not None:
-            value = min(value, high - margin)
-    return value
+            if (edge := getattr(bound, attribute, None)) is not None:
+                low = max(low, edge + margin * (attribute == "gt"))
+        if (edge := getattr(bound, "lt", None)) is not None:
+            high = min(high, edge - margin)
+    return low, high
+
+
+_RANGES = np.array([_range(name) for name in PARAMETERS]).T

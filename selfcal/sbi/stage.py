@@ -15,9 +15,8 @@ from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold, event_hash
 from selfcal.data.jets import Jets
 from selfcal.run.context import RunContext
-from selfcal.sbi.chain_check import chain_available, compare_with_chain
-from selfcal.sbi.diagnostics import predictive_check
-from selfcal.sbi.inference import Inference, RegionTracks, design_sizes, infer_smearing
+from selfcal.sbi.estimation import estimate
+from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.parameters import PARAMETERS
 from selfcal.sbi.posterior import Posterior, save_posterior
 from selfcal.training.control_regions import cards_of, composition_prior, control_regions
@@ -48,29 +47,19 @@ def run_infer(context: RunContext) -> list[Path]:
     config = context.config.inference
     regions = control_regions(context)
     tracks = region_tracks(context, regions)
-    tracker = context.progress("detectors simulated", sum(design_sizes(config)))
-    found = infer_smearing(
-        tracks,
-        config,
-        context.config.seed,
-        scratch=context.directory.checkpoints / "inference",
-        on_point=tracker.update,
-    )
-    predicted = predictive_check(found.likelihood, found.fit, context.config.seed)
+    found = estimate(context, tracks)
+    predicted = found.predicted
     for row in predicted:
         row["region"] = "all" if row["region"] is None else regions[row["region"]]
     posterior, inflation = inflated(found.posterior, predicted[0])
-    chain = None
-    if config.chain_check and chain_available():
-        context.say("infer: Markov chain as a check of the posterior")
-        chain = compare_with_chain(found.likelihood, found.fit, context.config.seed)
     flagged = [row for row in predicted[1:] if row["p_value"] * (len(predicted) - 1) < FLAGGED]
     diagnostics = {
+        "method": config.method,
         "predictive": predicted,
         "flagged": [f"{row['region']} {row['histogram']} {row['category']}" for row in flagged],
         "inflation": inflation,
-        "chain": chain,
-        "composition": composition_rows(found, regions),
+        "chain": found.chain,
+        "composition": composition_rows(found.shares, tracks),
         "jets": {
             one.name: {
                 "simulation": sum(len(jets) for jets in one.simulation),
@@ -78,6 +67,7 @@ def run_infer(context: RunContext) -> list[Path]:
             }
             for one in tracks
         },
+        **found.details,
     }
     _say(context, posterior, diagnostics)
     seed = context.config.seed
@@ -133,19 +123,16 @@ def inflated(posterior: Posterior, overall: dict[str, Any]) -> tuple[Posterior, 
     return replace(posterior, covariance=factor * posterior.covariance), factor
 
 
-def composition_rows(found: Inference, regions: Sequence[str]) -> list[dict[str, Any]]:
-    """Prior and fitted fractions of the nuisance composition; the calibration fits its own."""
-    tilt = found.fit.best[len(PARAMETERS) :].reshape(len(regions), len(FLAVOURS))
-    fitted: NDArray[np.float64] = found.likelihood.fractions * np.exp(found.likelihood.relative_width * tilt)
-    fitted = fitted / fitted.sum(axis=1, keepdims=True)
+def composition_rows(shares: NDArray[np.float64], tracks: Sequence[RegionTracks]) -> list[dict[str, Any]]:
+    """Prior and fitted fractions (R, F) of the nuisance composition; the calibration fits its own."""
     return [
         {
-            "region": region,
+            "region": one.name,
             "flavour": flavour,
-            "prior": float(found.likelihood.fractions[r, f]),
-            "fitted": float(fitted[r, f]),
+            "prior": float(one.fractions[f]),
+            "fitted": float(shares[r, f]),
         }
-        for r, region in enumerate(regions)
+        for r, one in enumerate(tracks)
         for f, flavour in enumerate(FLAVOURS)
     ]
 
@@ -165,5 +152,3 @@ def _say(context: RunContext, posterior: Posterior, diagnostics: dict[str, Any])
         )
     for name in diagnostics["flagged"]:
         context.say(f"infer: not described: {name}")
-    if diagnostics["chain"] is None and context.config.inference.chain_check:
-        context.say("infer: no Markov chain as a check: emcee is not installed (extra 'chain')")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcal.config.run import InferenceConfig
+from selfcal.config.inference import InferenceConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.sbi.binned_likelihood import BinnedLikelihood, Observation, fit_laplace

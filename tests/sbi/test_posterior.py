@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from selfcal.config.run import InferenceConfig
+from selfcal.config.inference import InferenceConfig
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays
 from selfcal.sbi.donors import collect_donors

@@ -1,0 +1,88 @@
+"""Simulated jets, each under a detector of its own: what the neural estimators learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.data.folds import event_hash
+from selfcal.data.jets import Jets
+from selfcal.sbi.donors import Donors
+from selfcal.sbi.jet_density import JetRows, joined
+from selfcal.sbi.jet_summaries import summarise
+from selfcal.sbi.parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
+from selfcal.sbi.smearing import smear_each
+
+if TYPE_CHECKING:
+    from selfcal.config.inference import InferenceConfig
+
+Floats = NDArray[np.float64]
+MULTIPLICITY = PARAMETERS.index("efficiency_shift")
+"""The parameter that a wrong multiplicity of the generator looks like."""
+_PASS_SEEDS = 7919
+"""Between the seeds of two passes."""
+
+
+def multiplicity_width(config: InferenceConfig) -> Floats:
+    """The generator's multiplicity error as a move of the parameters, in prior widths, (D,)."""
+    found = np.zeros(len(PARAMETERS))
+    found[MULTIPLICITY] = config.multiplicity_error / prior_widths(config.prior_width)[MULTIPLICITY]
+    return found
+
+
+def drawn_detectors(generator: np.random.Generator, number: int, config: InferenceConfig) -> Floats:
+    """Detectors in prior widths: the prior and the multiplicity error, ``proposal_scale`` as wide, (n, D)."""
+    widths = prior_widths(config.prior_width)
+    reach = config.neural.proposal_scale * np.hypot(1.0, multiplicity_width(config))
+    drawn = reach * generator.standard_normal((number, len(PARAMETERS)))
+    nominal = NOMINAL.vector()
+    return np.asarray((within_ranges(nominal + widths * drawn) - nominal) / widths, np.float64)
+
+
+def jet_rows(jets: Jets, region: int, seed: int, theta: Floats | None = None) -> JetRows:
+    """The summaries of ``jets`` as they are; ``theta``: the detector that made each, in prior widths."""
+    return JetRows(
+        summarise(jets, seed),
+        np.stack([np.log(jets.pt_gev.astype(np.float64)), jets.abs_eta.astype(np.float64)], axis=1),
+        np.full(len(jets), region, np.int64),
+        jets.flavour.astype(np.int64),
+        jets.weight.astype(np.float64),
+        np.zeros((len(jets), 0)) if theta is None else theta,
+        event_hash(jets.dataset, jets.run, jets.event),
+    )
+
+
+def sample_rows(samples: Sequence[Jets], region: int, seed: int) -> JetRows:
+    """The summaries of several samples of a region as they are."""
+    return joined([jet_rows(jets, region, seed) for jets in samples])
+
+
+def simulated_rows(
+    samples: Sequence[Sequence[Jets]],
+    donors: Donors,
+    config: InferenceConfig,
+    seed: int,
+    on_pass: Callable[[int], None] = lambda _: None,
+) -> JetRows:
+    """Jets of every region (``samples``) ``passes`` times, each time with new detectors and noise.
+
+    Raises
+    ------
+    DataError
+        If fields are absent.
+    """
+    widths, nominal = prior_widths(config.prior_width), NOMINAL.vector()
+    parts = []
+    for number in range(config.neural.passes):
+        of_pass = seed + _PASS_SEEDS * (number + 1)
+        generator = np.random.default_rng([seed, number])
+        for region, members in enumerate(samples):
+            for jets in members:
+                theta = drawn_detectors(generator, len(jets), config)
+                smeared = smear_each(jets, nominal + widths * theta, donors, of_pass)
+                parts.append(jet_rows(smeared, region, of_pass, theta))
+        on_pass(number + 1)
+    return joined(parts)

@@ -1,0 +1,51 @@
+"""The Markov chain finds a known posterior, and says where Laplace's is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from selfcal.sbi.chain_check import chain_available, compare_with_chain
+
+pytestmark = pytest.mark.skipif(not chain_available(), reason="needs pyro (extra 'chain')")
+
+
+@pytest.fixture
+def gaussian():
+    generator = np.random.default_rng(2)
+    root = generator.normal(size=(4, 4)) + 2 * np.eye(4)
+    covariance = root @ root.T
+    precision = torch.from_numpy(np.linalg.inv(covariance))
+    mean = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    return mean, covariance, lambda x: -0.5 * (x - mean) @ precision @ (x - mean) - 1e5
+
+
+def test_a_gaussian_is_its_own_laplace_posterior(gaussian):
+    mean, covariance, log_density = gaussian
+    found = compare_with_chain(log_density, mean.numpy(), covariance, 3, seed=1)
+    error = 4 / np.sqrt(found["effective_samples"])
+    assert len(found["mean_shift"]) == 3
+    assert np.abs(found["mean_shift"]).max() < error
+    assert np.abs(np.array(found["width_ratio"]) - 1).max() < error
+    assert found["split_r_hat"] < 1.1
+
+
+def test_a_wrong_laplace_posterior_is_noticed(gaussian):
+    """Mean off by two and widths half of the true ones, in the units of the wrong posterior."""
+    mean, covariance, log_density = gaussian
+    wrong = covariance / 4
+    off = mean.numpy() + 2 * np.sqrt(np.diag(wrong))
+    found = compare_with_chain(log_density, off, wrong, 4, seed=1)
+    assert np.array(found["mean_shift"]) == pytest.approx(-2 * np.ones(4), abs=0.6)
+    assert np.array(found["width_ratio"]) == pytest.approx(2 * np.ones(4), abs=0.5)
+
+
+def test_the_chain_is_its_seed_and_leaves_other_random_numbers_alone(gaussian):
+    mean, covariance, log_density = gaussian
+    torch.manual_seed(5)
+    first = compare_with_chain(log_density, mean.numpy(), covariance, 2, seed=3)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+    assert first == compare_with_chain(log_density, mean.numpy(), covariance, 2, seed=3)
