@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from selfcal.errors import FitError
@@ -32,7 +34,7 @@ CHUNK = 256
 """Jets whose densities are differentiated at once: few enough for the processor's cache."""
 FRACTION_MIN = 1e-3
 """Flavours expected to be rarer than this in a region are left out there."""
-STEPS_MAX = 60
+ROUNDS_MAX = 5
 DISTANCE_MAX = 0.03
 """Distance from the maximum, in standard deviations, at which a fit has converged."""
 SPECTRUM_BINS = 8
@@ -193,7 +195,9 @@ class UnbinnedFit:
 def fit_unbinned(
     likelihood: UnbinnedLikelihood, modelling_error: float, start: Floats | None = None
 ) -> UnbinnedFit:
-    """The maximum of ln L, by scoring steps (x → x + information⁻¹ gradient), and the covariance there.
+    """The maximum of ln L and the covariance there.
+
+    Quasi-Newton steps (BFGS) in units in which the information is the identity, renewed ``ROUNDS_MAX`` times.
 
     Raises
     ------
@@ -201,23 +205,34 @@ def fit_unbinned(
         If the maximum is not found, or is none.
     """
     best = np.zeros(likelihood.dimension) if start is None else start
-    here = likelihood.evaluate(best)
-    for _ in range(STEPS_MAX):
-        step = np.linalg.solve(here.information, here.gradient)
-        if np.sqrt(here.gradient @ step) < DISTANCE_MAX:
+    for _ in range(ROUNDS_MAX):
+        here = likelihood.evaluate(best)
+        if np.sqrt(here.gradient @ np.linalg.solve(here.information, here.gradient)) < DISTANCE_MAX:
             covariance = _inverse(likelihood.hessian(best))
             noise = covariance @ _modelling_noise(likelihood, here.scores, modelling_error) @ covariance
             return UnbinnedFit(best, covariance, noise, -here.value)
-        moved, there = best - step, likelihood.evaluate(best - step)
-        while there.value > here.value and np.abs(step).max() > 1e-6:
-            step = step / 3
-            moved, there = best - step, likelihood.evaluate(best - step)
-        best, here = moved, there
+        root = np.linalg.cholesky(np.linalg.inv(here.information))
+        options = {"gtol": 0.3 * DISTANCE_MAX / np.sqrt(len(best)), "maxiter": 100}
+        result = minimize(
+            partial(_whitened, likelihood, best, root),
+            np.zeros(len(best)),
+            jac=True,
+            method="BFGS",
+            options=options,
+        )
+        best = best + root @ result.x
     raise FitError(
-        f"the fit of the detector parameters did not converge in {STEPS_MAX} steps",
+        f"the fit of the detector parameters did not converge: {result.message}",
         where="infer",
         fix="check the flavour fractions of the data cards, or use 'inference.method: binned'",
     )
+
+
+def _whitened(
+    likelihood: UnbinnedLikelihood, origin: Floats, root: Floats, moves: Floats
+) -> tuple[float, Floats]:
+    here = likelihood.evaluate(origin + root @ moves)
+    return here.value, root.T @ here.gradient
 
 
 def _inverse(hessian: Floats) -> Floats:
