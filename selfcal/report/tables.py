@@ -284,8 +284,8 @@ def detector_table(posterior: Posterior) -> Table:
         for row in posterior.parameters
     )
     caption = (
-        f"Detector parameters from {METHODS[posterior.method]}. Contraction: 1 − σ²/σ²(prior), one where the data decide, zero where the prior "
-        "does."
+        f"Detector parameters from {METHODS[posterior.method]}. Contraction: 1 − σ²/σ²(prior), one where the "
+        "data decide, zero where the prior does."
     )
     return Table("table_detector", columns, rows, caption, (POSTERIOR,))
 

@@ -133,9 +133,14 @@ def likelihood_of(
     )
 
 
-def observed_rows(regions: Sequence[RegionTracks], seed: int) -> JetRows:
-    """All data jets of the regions."""
-    return joined([sample_rows(one.data, r, seed) for r, one in enumerate(regions)])
+def observed_rows(regions: Sequence[RegionTracks], limit: int, seed: int) -> JetRows:
+    """The data jets of the regions, ``limit`` of each at most, drawn at random."""
+    parts = []
+    for r, one in enumerate(regions):
+        rows = sample_rows(one.data, r, seed)
+        chosen = np.random.default_rng([seed, r]).permutation(len(rows))[:limit]
+        parts.append(rows.select(np.sort(chosen)))
+    return joined(parts)
 
 
 def infer_neural(
@@ -144,11 +149,12 @@ def infer_neural(
     seed: int,
     *,
     ensemble: Ensemble | None = None,
+    data: JetRows | None = None,
     scratch: Path | None = None,
     on_step: Progress = lambda _: None,
     on_fit: Progress = lambda _: None,
 ) -> NeuralInference:
-    """Fit every density of the ``ensemble`` (trained here if there is none) to the data of the regions.
+    """Fit every density of ``ensemble`` (if None, trained here) to ``data`` (if None, those of the regions).
 
     The mean of the best fits is the posterior's mean; its covariance is the mean one plus the modelling error
     plus the spread of the best fits: (1 + 1/n) times their covariance.
@@ -162,7 +168,8 @@ def infer_neural(
     """
     if ensemble is None:
         ensemble = train_ensemble(regions, config, seed, scratch=scratch, on_step=on_step)
-    data = observed_rows(regions, seed)
+    if data is None:
+        data = observed_rows(regions, config.neural.data_jets_per_region, seed)
     likelihoods: list[UnbinnedLikelihood] = []
     fits: list[UnbinnedFit] = []
     for number, density in enumerate(ensemble.densities):

@@ -62,8 +62,8 @@ def full_coverage(experiments: Sequence[dict[str, Any]]) -> dict[str, Any]:
     failed = len(experiments) - len(done)
     limits = FullLimits().for_experiments(len(done))
     factors = _scale_factor_table(done, limits)
-    detector = _table(done, "detector", ("parameter",))
-    fractions = _table(done, "fractions", ("region", "flavour"))
+    detector = pull_rows(done, "detector", ("parameter",))
+    fractions = pull_rows(done, "fractions", ("region", "flavour"))
     for row in fractions:
         row["judged"] = row["truth_mean"] >= FRACTION_MIN
     judged = [row for row in factors if row["judged"]]
@@ -146,7 +146,7 @@ def _scale_factor_table(done: Sequence[dict[str, Any]], limits: FullLimits) -> l
     return rows
 
 
-def _table(done: Sequence[dict[str, Any]], kind: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def pull_rows(done: Sequence[dict[str, Any]], kind: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """Pulls and coverage of all rows of one kind that have the same ``keys``."""
     rows = []
     for members in _grouped(done, kind, keys):

@@ -224,9 +224,7 @@ def test_spectra_weigh_flavours_by_pt():
     flat = generator.uniform(0, 2, 60_000)
     both = np.where(np.arange(60_000) % 2 == 0, log_pt, flat)
     flavour = (np.arange(60_000) % 2).astype(np.int64)
-    simulation = replace(
-        simulation, kinematics=np.stack([both, np.zeros(60_000)], axis=1), flavour=flavour
-    )
+    simulation = replace(simulation, kinematics=np.stack([both, np.zeros(60_000)], axis=1), flavour=flavour)
     data = rows_at([0.0, 0.0], 3, seed=15)
     data = replace(data, kinematics=np.array([[0.1, 0.0], [1.9, 0.0], [1.9, 0.0]]))
     found = spectrum_weights(simulation, data, 1, 2)
