@@ -22,9 +22,9 @@ TRUTH = SmearingParameters(d0_core_scale_low=1.3, d0_core_scale_high=1.3, pileup
 SMALL = NeuralConfig(
     networks=2,
     passes=4,
-    hidden_width=24,
+    hidden_width=16,
     spline_bins=5,
-    steps=250,
+    steps=200,
     batch_size=256,
     learning_rate=5e-3,
     sets=40,
@@ -36,7 +36,7 @@ NUMBERS = len(PARAMETERS) + 4 + 1
 
 def moved(make_toy_jets, theta, seed=2):
     """Other jets of the same law, smeared with donors and a seed of their own."""
-    source = make_toy_jets(1200, seed=1000 + seed, dataset=f"data{seed}")
+    source = make_toy_jets(700, seed=1000 + seed, dataset=f"data{seed}")
     return smear(source, theta, collect_donors([source], seed), seed=50 + seed)
 
 
@@ -136,7 +136,8 @@ def test_detectors_are_drawn_as_wide_as_asked():
     assert drawn.min(axis=0)[PARAMETERS.index("fake_scale")] == pytest.approx(-2.0)
 
 
-def test_the_amortised_posterior_is_compared(inferred, region):
+def test_the_amortised_posterior_is_compared(inferred, region, monkeypatch):
+    monkeypatch.setattr("selfcal.sbi.set_posterior.EMBEDDING_STEPS", 60)
     found, *_ = inferred
     bank = simulated_rows([region.simulation], found.ensemble.donors, CONFIG, 1)
     few = observed_rows([region], 5000, 1).select(np.arange(200))
