@@ -7,9 +7,9 @@ import pytest
 
 from selfcal.errors import DataError
 from selfcal.report.figures.posterior import SHOWN_MAX, corner_figure, shown_parameters
-from selfcal.report.inputs import Posterior
+from selfcal.report.inputs import EnsembleSpread, Posterior
 from selfcal.report.style import report_style
-from selfcal.report.tables import detector_table, predictive_table
+from selfcal.report.tables import detector_checks_table, detector_table, predictive_table
 
 
 def posterior(size: int = 10) -> Posterior:
@@ -65,6 +65,25 @@ def test_tables_carry_the_numbers_of_the_file():
     predicted = predictive_table(content)
     assert predicted.rows[0][predicted.columns.index("χ²")].value == 12.5
     assert "1.30" in predicted.caption
+
+
+def test_the_method_is_named_and_its_checks_stand_beside_each_other():
+    given = {"mean_shift": [0.1, 0.2, 0.3], "width_ratio": [0.9, 1.0, 1.1]}
+    content = posterior(3).model_copy(
+        update={
+            "method": "neural",
+            "chain": {"sampler": "NUTS", **given},
+            "ensemble": EnsembleSpread(networks=5, spread=[0.4, 0.5, 0.6]),
+        }
+    )
+    assert "neural likelihood of single jets" in detector_table(content).caption
+    assert "histograms of tracks" in detector_table(posterior(3)).caption
+    table = detector_checks_table(content)
+    assert table.columns == (
+        "parameter", "chain: shift / σ", "chain: width ratio", "networks: spread / σ",
+    )  # fmt: skip
+    assert [row[1].value for row in table.rows] == given["mean_shift"]
+    assert [row[3].value for row in table.rows] == [0.4, 0.5, 0.6]
 
 
 def test_a_covariance_of_other_parameters_is_refused():

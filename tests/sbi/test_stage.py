@@ -78,6 +78,30 @@ def test_the_shifted_detector_is_found(inferred):
     assert np.allclose(samples.mean(axis=0), [rows[name]["mean"] for name in PARAMETERS], atol=0.1)
 
 
+def test_the_neural_method_writes_the_same_posterior_and_more(folder):
+    path = folder / "run_neural.yaml"
+    network = "networks: 2, passes: 2, hidden_width: 16, spline_bins: 4, steps: 150, batch_size: 256"
+    limits = "data_jets_per_region: 400, sets: 0"
+    path.write_text(SETTINGS.replace("ENABLED", f"true, method: neural, neural: {{{network}, {limits}}}"))
+    loaded = load_run([str(path)], ())
+    context = RunContext(
+        loaded.config, loaded.cards, RunDirectory(folder / "run_neural"), card_folders=loaded.card_folders
+    )
+    assert all(written.exists() for written in run_infer(context))
+    content = read_json(context.directory.results / "posterior.json")
+    assert content["method"] == "neural"
+    assert content["ensemble"]["networks"] == 2
+    assert len(content["ensemble"]["spread"]) == len(PARAMETERS)
+    assert {row["region"] for row in content["predictive"]} == {"all", "only"}
+    assert content["set_posterior"] is None
+    assert sum(row["fitted"] for row in content["composition"]) == pytest.approx(1.0)
+    rows = {row["name"]: row for row in content["parameters"]}
+    assert rows["d0_core_scale_low"]["mean"] > 1.0
+    correction, directions = load_correction(context)
+    assert correction is not None
+    assert len(directions) == len(PARAMETERS)
+
+
 def test_only_control_simulation_is_corrected(inferred):
     context, _ = inferred
     correction, directions = load_correction(context)
