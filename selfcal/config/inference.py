@@ -27,11 +27,11 @@ class NeuralConfig(Configured):
     proposal_scale: Annotated[float, Field(ge=1)] = 1.3
     hidden_width: PositiveInt = 96
     spline_bins: Annotated[int, Field(ge=2)] = 8
-    steps: PositiveInt = 3000
+    steps: PositiveInt = 1500
     batch_size: PositiveInt = 1024
     learning_rate: Positive = 3e-3
     data_jets_per_region: PositiveInt = 15_000
-    check_jets: Annotated[int, Field(ge=1, le=5000)] = 2000
+    check_jets: Annotated[int, Field(ge=1, le=5000)] = 1000
     sets: Annotated[int, Field(ge=0)] = 600
 
 
@@ -39,9 +39,9 @@ class InferenceConfig(Configured):
     """What the detector does differently in data, inferred before the map from tracks that carry
     little lifetime (train fold), and taken over into the simulation.
 
-    ``method`` is the likelihood: of histograms of tracks (``binned``), or of single jets (``neural``, see
-    :class:`NeuralConfig`). ``prior_width`` changes prior widths of single parameters. ``modelling_error`` is
-    the relative error of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the
+    ``method`` is the likelihood: of histograms of tracks (``binned``), or of single jets (``neural``,
+    options under ``neural``). ``prior_width`` changes prior widths of single parameters. ``modelling_error``
+    is the relative error of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the
     generator may be wrong by. ``points`` is the number of detectors simulated for the emulator of the binned
     likelihood, ``jets_per_region`` the largest number of simulated jets of a region that is used.
     ``chain_check`` compares the posterior with a Markov chain (NUTS) where pyro is installed.

@@ -14,7 +14,7 @@ from torch import Tensor
 from selfcal.sbi.binned_likelihood import BinnedLikelihood, central_jacobian
 
 Floats = NDArray[np.float64]
-SAMPLES, WARM_UP = 400, 100
+SAMPLES, WARM_UP = 250, 50
 TREE_DEPTH_MAX = 5
 
 

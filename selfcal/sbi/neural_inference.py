@@ -24,6 +24,8 @@ from selfcal.sbi.unbinned_likelihood import UnbinnedFit, UnbinnedLikelihood, fit
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int], None]
+NOT_LEARNT = {"networks", "data_jets_per_region", "check_jets", "sets"}
+"""Options that decide nothing about a network."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def train_ensemble(
     samples = [region.simulation for region in regions]
     donors = collect_donors([jets for members in samples for jets in members], seed)
     bank = simulated_rows(samples, donors, config, seed)
-    identity = _digest(bank, f"{seed} {bootstrap} {neural.model_dump_json()}")
+    identity = _digest(bank, f"{seed} {bootstrap} {neural.model_dump_json(exclude=NOT_LEARNT)}")
     densities = []
     for number in range(neural.networks):
         path = scratch / f"network-{identity}-{number}.safetensors" if scratch is not None else None

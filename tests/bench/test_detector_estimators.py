@@ -1,4 +1,4 @@
-"""The comparison of detector estimators: an experiment of each, and the table on posteriors that are known."""
+"""The comparison of detector estimators: one experiment of each, the table on posteriors that are known."""
 
 from __future__ import annotations
 
