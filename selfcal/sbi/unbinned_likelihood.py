@@ -212,13 +212,12 @@ def fit_unbinned(
             noise = covariance @ _modelling_noise(likelihood, here.scores, modelling_error) @ covariance
             return UnbinnedFit(best, covariance, noise, -here.value)
         root = np.linalg.cholesky(np.linalg.inv(here.information))
-        options = {"gtol": 0.3 * DISTANCE_MAX / np.sqrt(len(best)), "maxiter": 100}
         result = minimize(
             partial(_whitened, likelihood, best, root),
             np.zeros(len(best)),
             jac=True,
             method="BFGS",
-            options=options,
+            options={"gtol": 0.3 * DISTANCE_MAX / np.sqrt(len(best)), "maxiter": 100},
         )
         best = best + root @ result.x
     raise FitError(
