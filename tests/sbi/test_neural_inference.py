@@ -21,8 +21,8 @@ from selfcal.sbi.stage import inflated
 TRUTH = SmearingParameters(d0_core_scale_low=1.3, d0_core_scale_high=1.3, pileup_scale=1.5)
 SMALL = NeuralConfig(
     networks=2,
-    passes=4,
-    hidden_width=16,
+    passes=8,
+    hidden_width=32,
     spline_bins=5,
     steps=200,
     batch_size=256,
@@ -36,7 +36,7 @@ NUMBERS = len(PARAMETERS) + 4 + 1
 
 def moved(make_toy_jets, theta, seed=2):
     """Other jets of the same law, smeared with donors and a seed of their own."""
-    source = make_toy_jets(700, seed=1000 + seed, dataset=f"data{seed}")
+    source = make_toy_jets(1000, seed=1000 + seed, dataset=f"data{seed}")
     return smear(source, theta, collect_donors([source], seed), seed=50 + seed)
 
 
