@@ -1,4 +1,4 @@
-"""Small networks on toy jets: files, the predictive check, mixtures, and the comparison with whole samples."""
+"""Small networks on toy jets: their files, the predictive check, mixtures, comparison with whole samples."""
 
 from __future__ import annotations
 
