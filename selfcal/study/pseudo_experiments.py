@@ -44,8 +44,9 @@ from selfcal.training.control_regions import composition_prior, control_regions
 from selfcal.transport.calibration import Calibration
 
 Floats = NDArray[np.float64]
-DRAWN_GROUPS = ("residual", "pt_shape", "extrapolation")
-"""Systematics of which a pseudo-experiment's world has none: their constraints' centres are drawn instead."""
+DRAWN_GROUPS = ("pt_shape", "extrapolation")
+"""Systematics of which a pseudo-experiment's world has none: their constraints' centres are drawn instead.
+Residuals are not among them: what a fitted map leaves over of the world's detector and remainder is there."""
 
 
 @dataclass(frozen=True)
