@@ -71,7 +71,7 @@ def write_copy(
             for alias, name in _ALIASES.items()
             if alias not in jets.dtype.names and name in jets.dtype.names
         }
-        added = [*((alias, "<f4") for alias in aliases), *((name, "<f4") for name in names)]
+        added = [*((alias, "<f4") for alias in aliases), *((name, "<f8") for name in names)]
         dtype = np.dtype([*stored_types, *added])
         table = _create(new, len(jets), dtype)
         table.attrs.update(jets.attrs)
@@ -107,7 +107,7 @@ def write_friend(
     types: dict[str, str] = {
         "runNumber": "<i8", "eventNumber": "<i8", "jet_rank": "<i4",
         "pt_btagJes": "<f4", "eta_btagJes": "<f4",
-        **dict.fromkeys(predicted_fields(bundle.config), "<f4"),
+        **dict.fromkeys(predicted_fields(bundle.config), "<f8"),
     }  # fmt: skip
     with new_hdf5(output) as new:
         new.attrs.update({"energy_unit": "MeV", "friend_of": source.name})
@@ -144,7 +144,8 @@ def _scored_chunks(
     names = predicted_fields(bundle.config)
     for jets in read_dataset(card, [source], Wanted(labels=False), chunk_jets=CHUNK_JETS):
         scores = score_jets(bundle, jets)
-        values = list(np.exp(scores.log_probability).T)
+        # Scores are float32 numbers; exp(ln p) alone is off by rounding, and fits of maps magnify that.
+        values = list(np.exp(scores.log_probability).astype(np.float32).astype(np.float64).T)
         if scores.log_response is not None:
             values.append(regressed_pt_gev(jets, scores) / unit_gev)
         yield jets, dict(zip(names, values, strict=True))

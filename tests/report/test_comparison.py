@@ -56,8 +56,9 @@ def test_every_number_is_that_of_the_files(runs, tmp_path):
     assert len(cells(html, "table_closure")) == len(read_json(runs[0] / "results" / "closure.json")["rows"])
     assert len(cells(html, "table_composition")) == 16
     assert {path.stem for path in figures} == {f"comparison_{name}" for name in ("b", "c", "light", "tau")}
-    asked = set(re.findall(r'(?:src|href)="(#|data:|[^"]*)', html))
-    assert asked <= {"#", "data:"}, "the page asks for nothing outside itself"
+    asked = set(re.findall(r'(?:src|href)="(#|data:[^,"]*,|[^"]*)', html))
+    inside = {"#", "data:image/png;base64,", "data:application/pdf;base64,"}
+    assert asked <= inside, "the page asks for nothing outside itself"
 
 
 def test_runs_that_agree_say_so_and_name_what_was_configured_differently(runs, tmp_path):
