@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long lint docs schemas bench clean help
+.PHONY: demo test test-long coverage mutation lint docs schemas bench clean help
 
 help:
 	@echo "make demo       generate collisions, train, calibrate, fit and report (runs/demo)"
 	@echo "make test       the tests that take minutes at most"
 	@echo "make test-long  the tests that take longer"
+	@echo "make coverage   the same tests with coverage.py: a table, and an error below its limits"
+	@echo "make mutation   200 random wrong changes of the code: how many do the tests find?"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation in docs/_build/html; warnings are errors"
 	@echo "make schemas    write the JSON Schemas anew, after a change of the configuration"
@@ -34,6 +36,19 @@ test-long: $(INSTALLED)
 	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[puma]'
 	$(BIN)/python -m pytest -q -m long
 
+coverage: $(INSTALLED)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -q -m "not long" -p no:xdist
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m bench.covered
+
+mutation: $(INSTALLED)
+	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[mutation]'
+	$(BIN)/python -m bench.mutation cover
+	$(BIN)/python -m bench.mutation run --seed 1 --count 200
+	$(BIN)/python -m bench.mutation check --seed 1
+	$(BIN)/python -m bench.mutation table --seed 1
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -49,5 +64,5 @@ bench: $(INSTALLED)
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .mutation
 	find selfcal tests -name __pycache__ -type d -prune -exec rm -rf {} +
