@@ -43,6 +43,14 @@ class PseudoExperimentsConfig(Configured):
     remainder_scale: Annotated[float, Field(ge=0)] = 1.0
 
 
+class DetectorTreatmentsConfig(Configured):
+    """Detector uncertainties of every finished run, guessed, inferred and profiled:
+    ``results/detector_treatments.json`` in its directory, with coverage in ``toys`` of each (0: without)."""
+
+    toys: Annotated[int, Field(ge=0)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 1
+
+
 class Case(Configured):
     """One named point of a list: ``set`` assigns keys of the run's configuration, ``at`` is its place on a
     scale (only for checks of a slope)."""
@@ -100,7 +108,8 @@ class StudyConfig(Configured):
     their own. A number and its ``..._error`` are shown together. ``until`` is the last stage of each run,
     if not all of them are needed. ``bootstraps`` resamplings of the data (``data.bootstrap``) are done
     beside the data as they are. ``faking`` asks which hidden systematic could fake a shift. ``coverage``
-    adds likelihood toys to every run, ``pseudo_experiments`` full ones. ``expected`` says in words what the
+    adds likelihood toys to every run, ``pseudo_experiments`` full ones, ``detector_treatments`` the
+    uncertainties with a detector that is guessed, inferred and profiled. ``expected`` says in words what the
     numbers should show, ``checks`` as rules that are looked at in the end.
     """
 
@@ -120,6 +129,7 @@ class StudyConfig(Configured):
     checks: tuple[Check, ...] = ()
     coverage: CoverageConfig | None = None
     pseudo_experiments: PseudoExperimentsConfig | None = None
+    detector_treatments: DetectorTreatmentsConfig | None = None
     faking: FakingConfig | None = None
 
     @property

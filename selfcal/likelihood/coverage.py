@@ -26,6 +26,7 @@ one study of a hundred are a failure. Rows that count the same bins are one row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ from scipy.stats import binom, chi2, norm, poisson
 from torch import Tensor
 
 from selfcal.likelihood.efficiencies import EfficiencyRatios
-from selfcal.likelihood.toy_fits import fit_toys
+from selfcal.likelihood.toy_fits import ToyFits, fit_toys
 
 ONE_SIGMA, TWO_SIGMA = 0.6827, 0.95
 QUANTILE_95 = 1.959964
@@ -107,16 +108,30 @@ def toy_scale_factors(
     ratios: EfficiencyRatios, theta: Float[Tensor, " D"], number: int, seed: int
 ) -> ToyScaleFactors:
     """Fit ``number`` toys of the model around ``theta``."""
+    batches = fit_toys(ratios.model, theta, number, seed)
+    return collect_toys(ratios, ((toys, theta.expand(len(toys.passed), -1)) for toys in batches), seed)
+
+
+def collect_toys(
+    ratios: EfficiencyRatios,
+    batches: Iterable[tuple[ToyFits, Float[Tensor, "T D"]]],
+    seed: int,
+    added: Float[Tensor, " S"] | float = 0.0,
+) -> ToyScaleFactors:
+    """Scale factors of fitted toys and of the parameters they were drawn from.
+
+    ``added`` is variance that the estimates have beside that of their fit.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     estimate, truth, sigma, failed = [], [], [], 0
-    for toys in fit_toys(ratios.model, theta, number, seed):
+    for toys, true in batches:
         failed += toys.failed
         eta = torch.randn((len(toys.passed), ratios.eta_size), generator=generator, dtype=torch.float64)
         for t in torch.nonzero(toys.passed)[:, 0].tolist():
             by_theta, by_eta = ratios.jacobians(toys.best_fit[t])
-            variance = ((by_theta @ toys.covariance[t]) * by_theta).sum(1) + (by_eta**2).sum(1)
+            variance = ((by_theta @ toys.covariance[t]) * by_theta).sum(1) + (by_eta**2).sum(1) + added
             estimate.append(ratios.values(toys.best_fit[t]).numpy())
-            truth.append(ratios.values(theta, eta[t]).numpy())
+            truth.append(ratios.values(true[t], eta[t]).numpy())
             sigma.append(variance.sqrt().numpy())
     shape = (-1, len(ratios.measured))
     tables = [np.array(part, dtype=np.float64).reshape(shape) for part in (estimate, truth, sigma)]

@@ -85,11 +85,11 @@ def impacts(model: HistFactory, result: FitResult, factors: ScaleFactors) -> Imp
     )
 
 
-def hold(model: HistFactory, index: int) -> HistFactory:
-    """The same model with one parameter that does not move."""
+def hold(model: HistFactory, *indices: int) -> HistFactory:
+    """The same model with parameters that do not move."""
     held = copy.copy(model)
     held.fixed = model.fixed.clone()
-    held.fixed[index] = True
+    held.fixed[list(indices)] = True
     return held
 
 

@@ -16,6 +16,7 @@ from selfcal.report.fit_tables import (
 from selfcal.report.html import Section
 from selfcal.report.inputs import (
     COVERAGE,
+    DETECTOR_TREATMENTS,
     FIT,
     GENERATORS,
     HIGH_PT,
@@ -39,6 +40,7 @@ from selfcal.report.limits import (
 from selfcal.report.sections import Chapter, Content, Draw
 from selfcal.report.simulations import Generators, HighPt, generator_table, high_pt_table
 from selfcal.report.tables import content_table
+from selfcal.report.treatments import DetectorTreatments, treatments_table
 
 
 def uncertainty_section(files: RunFiles, scale_factors: ScaleFactors, draw: Draw) -> Section:
@@ -55,6 +57,13 @@ def uncertainty_section(files: RunFiles, scale_factors: ScaleFactors, draw: Draw
         yield content_table("table_coverage_summary", coverage.summary, caption, COVERAGE, folded=False)
         yield coverage_table(coverage, scale_factors)
 
+    def detectors() -> Iterable[Content]:
+        found = files.read(DETECTOR_TREATMENTS, DetectorTreatments)
+        summary = {"smaller": found.summary, "toys": found.toys, "truth": found.against_truth}
+        caption = "A detector that is guessed, inferred and profiled: summary."
+        yield content_table("table_treatments_summary", summary, caption, DETECTOR_TREATMENTS)
+        yield treatments_table(found)
+
     def treated() -> Iterable[Content]:
         variations = files.read(FIT, Fit).variations
         if variations:
@@ -70,6 +79,7 @@ def uncertainty_section(files: RunFiles, scale_factors: ScaleFactors, draw: Draw
     )
     chapter.add("Likelihood scans", [SCANS], scanned)
     chapter.add("Coverage in toys", [COVERAGE], covered)
+    chapter.add("The detector guessed, inferred and profiled", [DETECTOR_TREATMENTS], detectors)
     chapter.add("Smoothing and pruning", [FIT], treated)
     return chapter.close("uncertainties", "Where the uncertainties come from")
 

@@ -30,6 +30,7 @@ IDENTIFIABILITY = "results/identifiability.json"
 SUPPORT = "results/support.json"
 REGION_DEPENDENCE = "results/region_dependence.json"
 COVERAGE = "results/coverage.json"
+DETECTOR_TREATMENTS = "results/detector_treatments.json"
 COMPOSITION = "results/composition.json"
 TAGGER_METRICS = "results/tagger_metrics.json"
 DISCRIMINANTS = "results/discriminants.safetensors"
@@ -59,6 +60,7 @@ WRITTEN_BY: dict[str, str] = {
     SUPPORT: "'selfcal calibrate' writes",
     REGION_DEPENDENCE: "'selfcal calibrate' writes",
     COVERAGE: "'selfcal study run coverage' writes",
+    DETECTOR_TREATMENTS: "'selfcal study run sbi' writes",
     COMPOSITION: "'selfcal fit' writes",
     TAGGER_METRICS: "'selfcal train' writes",
     DISCRIMINANTS: "'selfcal fit' writes unless the run is blinded",

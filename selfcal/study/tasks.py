@@ -43,6 +43,7 @@ KEY_DIGITS = 20
 ADDITIONS: dict[str, str] = {
     "coverage": "selfcal.study.coverage:run_coverage",
     "pseudo_experiments": "selfcal.study.pseudo_stage:run_pseudo_experiments",
+    "detector_treatments": "selfcal.study.detector_stage:run_detector_treatments",
 }
 """What a study may do with every finished run, by its key in the study file: ``module:function``, called
 with the run's directory, its part of the study's configuration and where to say what it does. It writes

@@ -67,6 +67,7 @@ def write_synthetic_run(
     write_json(results / "region_dependence.json", _region_dependence())
     write_json(results / "support.json", _support([*regions.values(), HELD_OUT]))
     write_json(results / "coverage.json", _coverage(scale_factors["rows"]))
+    write_json(results / "detector_treatments.json", _treatments(scale_factors["rows"]))
     write_json(results / "composition.json", _composition(random, regions))
     write_json(results / "evaluation.json", _evaluation(regions))
     write_json(
@@ -318,6 +319,31 @@ def _high_pt() -> dict[str, Any]:
         for flavour in FLAVOURS
     ]
     return {"schema_version": 1, "blinded": False, "rows": rows}
+
+
+def _treatments(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    sizes = {"guessed": 0.05, "inferred": 0.02, "profiled": 0.03}
+    keys = ("flavour", "kind", "working_point", "bin", "pt_gev", "abs_eta", "status")
+    table = [
+        {
+            "row": index,
+            **{key: row[key] for key in keys},
+            **{
+                name: {"value": row["value"], "detector": size, "total": size + row["total"]}
+                for name, size in sizes.items()
+            },
+        }
+        for index, row in enumerate(rows)
+        if row["value"] is not None
+    ]
+    return {
+        "schema_version": 1,
+        "treatments": list(sizes),
+        "rows": table,
+        "summary": {"all": {"rows": len(table), "inferred": {"detector_ratio": 0.4}}},
+        "toys": {"guessed": {"average_68": 0.68}},
+        "against_truth": {},
+    }
 
 
 def _coverage(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -306,6 +306,12 @@ def test_coverage_and_treated_variations_are_in_the_page(report):
     assert "pruned.map_mode_3.channels" in report.html
 
 
+def test_the_detector_part_of_every_treatment_is_in_the_page(report):
+    lines = rows_of(Page(report.html), "table_treatments")
+    assert {tuple(line[column][1] for column in (5, 8, 11)) for line in lines} == {("0.05", "0.02", "0.03")}
+    assert "smaller.all.inferred.detector_ratio" in report.html
+
+
 @pytest.mark.parametrize(
     ("missing", "gone"),
     [
@@ -319,6 +325,7 @@ def test_coverage_and_treated_variations_are_in_the_page(report):
         ("results/generators.json", "generators.png"),
         ("results/high_pt.json", "high_pt.png"),
         ("results/coverage.json", "coverage.png"),
+        ("results/detector_treatments.json", "treatments.png"),
         ("results/scale_factors_against_truth.json", "pulls_truth.png"),
         ("results/composition.json", "composition.png"),
         ("results/discriminants.safetensors", "discriminant_0_dijet.png"),
