@@ -1,4 +1,4 @@
-"""A pytest plugin: which test runs which line, and how long each test takes.
+"""A pytest plugin: which test runs which line, and how much CPU time each test takes.
 
 ``coverage run -m pytest -p bench.covering_tests ...`` marks what coverage.py records with the node id of
 the test and its phase (``tests/a.py::test_b|run``; what a fixture does belongs to the test that first asked
@@ -17,7 +17,13 @@ import coverage
 import pytest
 
 SECONDS: dict[str, float] = {}
+"""CPU seconds, of processes that a test starts too: wall time depends on what else the machine does."""
 NOT_PASSED: set[str] = set()
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _record_as(context: str) -> None:
@@ -30,22 +36,25 @@ def _record_as(context: str) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     """Lines of fixtures."""
     _record_as(f"{item.nodeid}|setup")
+    begin = _cpu_seconds()
     yield
+    SECONDS[item.nodeid] = _cpu_seconds() - begin
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Lines of the test itself."""
     _record_as(f"{item.nodeid}|run")
+    begin = _cpu_seconds()
     yield
+    SECONDS[item.nodeid] += _cpu_seconds() - begin
     _record_as("")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add the seconds of one phase."""
+    """Tests that do not pass can find nothing."""
     if not report.passed:
         NOT_PASSED.add(report.nodeid)
-    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + report.duration
 
 
 def pytest_sessionfinish() -> None:

@@ -115,3 +115,11 @@ def test_two_held_where_one_puts_the_other_give_the_scan_of_one(measured) -> Non
     np.testing.assert_allclose(one.deviance - result.deviance, profiled.rise[[0, 2]], atol=1e-6)
     np.testing.assert_allclose(two.deviance, one.deviance, atol=1e-5)
     assert (two.multiplier[:, 1].abs() < 1e-2 * two.multiplier[:, 0].abs()).all()
+
+
+def test_too_few_iterations_leave_a_point_without_a_value(monkeypatch) -> None:
+    monkeypatch.setattr("selfcal.likelihood.constrained.ITERATIONS_MAX", 1)
+    found = hold(counting([81.0, 25.0]), lambda theta, _: theta[:1], [[0.5], [0.81]])
+    assert found.converged.tolist() == [False, True]
+    assert found.deviance[0] == np.inf
+    assert float(found.deviance[1]) == pytest.approx(0.0, abs=1e-9)

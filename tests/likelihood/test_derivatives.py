@@ -78,3 +78,12 @@ def test_derivatives_of_the_rates_of_single_cells_are_those_of_automatic_differe
     cells = torch.arange(0, len(model.cells), 2)
     wanted = torch.func.jacrev(lambda at: model.rates(at)[cells])(theta)
     torch.testing.assert_close(rate_jacobian(model, theta, cells), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["normfactor", "histosys", "normsys", "shapesys"])
+def test_a_model_of_one_kind_of_modifier_has_the_same_derivatives(kind, workspaces) -> None:
+    model = HistFactory(workspaces.small([workspaces.MODIFIERS[kind]]))
+    theta = points(model, 1)[0]
+    cells = torch.arange(len(model.cells))
+    wanted = torch.func.jacrev(lambda at: model.rates(at)[cells])(theta)
+    torch.testing.assert_close(rate_jacobian(model, theta, cells), wanted, rtol=1e-10, atol=1e-12)

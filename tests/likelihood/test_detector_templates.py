@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from selfcal.config.fit import FitConfig
+from selfcal.errors import DataError
 from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.shifts import independent_modes
 from selfcal.likelihood.stage import measure
@@ -79,3 +81,15 @@ def test_extrapolation_follows_the_map_and_not_the_detector(asimov_world):
         )
     assert names[0]
     assert not names[1]
+
+
+def test_templates_of_another_version_are_refused(asimov_world, tmp_path):
+    content = templates_json(asimov_world.templates)
+    for changed, message in (
+        (content | {"schema_version": 2}, "another schema version"),
+        ({key: value for key, value in content.items() if key != "regions"}, "'regions'"),
+    ):
+        write_json(tmp_path / "templates.json", changed)
+        with pytest.raises(DataError, match=f"not the templates of a fit: {message}") as caught:
+            read_templates(tmp_path / "templates.json")
+        assert caught.value.fix == "run 'selfcal fit' again"

@@ -124,3 +124,15 @@ def test_impossible_or_contradictory_priors_are_refused(random_world) -> None:
         FitConfig(free_flavours=("b",), external=(large,))
     with pytest.raises(ValidationError, match="2 numbers for 4 working points"):
         FitConfig(external=(ExternalPrior(flavour="c", value=(1.0, 1.1), uncertainty=0.1),))
+
+
+def test_a_region_without_simulation_of_the_flavour_keeps_its_emptiness(asimov_world) -> None:
+    templates = without_tau_region(asimov_world.templates)
+    emptied = {name: getattr(templates, name).copy() for name in ("nominal", "calibrated")}
+    for content in emptied.values():
+        content[1, 3] = 0
+    prior = ExternalPrior(flavour="tau", value=1.2, uncertainty=0.1)
+    found = with_external(replace(templates, **emptied), FitConfig(free_flavours=("b",), external=(prior,)))
+    assert found.calibrated[1, 3].tolist() == np.zeros_like(found.calibrated[1, 3]).tolist()
+    assert found.calibrated[0, 3].sum(-1) == pytest.approx(templates.nominal[0, 3].sum(-1))
+    assert np.isfinite(found.calibrated_variance).all()

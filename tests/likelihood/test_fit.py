@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pyhf
@@ -15,9 +16,10 @@ from selfcal.errors import FitError
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
-from selfcal.likelihood.identifiability import identifiability, require_identifiable
+from selfcal.likelihood.identifiability import describe, identifiability, require_identifiable
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf, pyhf_twice_nll
 from selfcal.likelihood.stage import measure, postfit_yields, pulls
+from selfcal.likelihood.templates import Binning
 from selfcal.likelihood.toy_fits import draw_toys, fit_batch
 from selfcal.likelihood.toys import check_pulls
 
@@ -208,3 +210,32 @@ def test_toy_pulls_are_unit_gaussians_and_a_halved_uncertainty_is_flagged(one_fl
     halved = check_pulls(estimates, expected, 0.5 * sigmas)
     assert not halved.passed
     assert halved.width > halved.width_high
+
+
+def test_a_model_without_free_parameters_determines_all_it_has(workspaces) -> None:
+    spec = workspaces.small([])
+    spec["measurements"][0]["config"]["parameters"] = [{"name": "yield", "fixed": True}]
+    verdict = identifiability(HistFactory(spec))
+    assert verdict.null_directions == ()
+    assert (verdict.smallest_eigenvalue, verdict.condition_number) == (1.0, 1.0)
+
+
+def test_parameters_are_named_in_words() -> None:
+    assert describe("composition_dijet_light") == "light fraction of dijet"
+    assert describe("external_tau_0") == "external scale factor of tau"
+    assert describe("shape_b_0[3]") == "b shape in kinematic bin 0"
+    binning = Binning((20.0, 40.0, 70.0, 250.0), (0.5,), (0.77,))
+    assert describe("shape_b_2[3]", binning) == "b shape in pT 70–250 GeV"
+    assert describe("mu_of_something_else") == "mu_of_something_else"
+
+
+def test_pyhf_refuses_what_is_no_workspace_and_confirms_no_other_likelihood(one_flavour) -> None:
+    measured = measure(one_flavour(COUNTS, SHAPE), FitConfig(free_flavours=("b",)))
+    agreed = confirm_with_pyhf(measured.workspace, measured.model, measured.result)
+    assert agreed["relative_difference"] < 1e-9
+    wrong = replace(measured.result, twice_nll=measured.result.twice_nll * (1 + 1e-8))
+    with pytest.raises(FitError, match="pyhf gives another likelihood at the best fit"):
+        confirm_with_pyhf(measured.workspace, measured.model, wrong)
+    broken = {key: value for key, value in measured.workspace.items() if key != "observations"}
+    with pytest.raises(FitError, match=r"pyhf refuses the workspace: .*observations"):
+        pyhf_twice_nll(broken, measured.result.names, measured.result.best_fit)

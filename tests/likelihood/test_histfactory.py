@@ -159,3 +159,38 @@ def test_luminosity_without_settings_is_refused(workspaces) -> None:
     spec["measurements"][0]["config"]["parameters"] = []
     with pytest.raises(FitError, match="no 'inits'"):
         HistFactory(spec)
+
+
+def test_a_channel_without_observation_or_with_other_bins_is_named(workspaces) -> None:
+    spec = workspaces.small([])
+    spec["channels"][0]["samples"][1]["data"] = [8.0, 18.0]
+    with pytest.raises(FitError, match="sample 'background' has 2 bins") as caught:
+        HistFactory(spec)
+    assert caught.value.where == "channel 'region'"
+    spec["observations"] = []
+    with pytest.raises(FitError, match="a channel has no observation") as caught:
+        HistFactory(spec)
+    assert caught.value.where == "channel 'region'"
+
+
+def test_settings_of_the_wrong_length_are_refused(workspaces) -> None:
+    spec = workspaces.small([workspaces.MODIFIERS["lumi"]])
+    spec["measurements"][0]["config"]["parameters"][0]["sigmas"] = [0.03, 0.03]
+    with pytest.raises(FitError, match="'sigmas' has 2 values") as caught:
+        HistFactory(spec)
+    assert caught.value.expected == "1"
+
+
+def test_a_shift_of_nothing_is_a_constraint_and_no_more(workspaces, pyhf_reference) -> None:
+    """A histosys with equal sides acts on no bin: its parameter stays, as in pyhf, with its unit Gaussian."""
+    nothing = {"hi_data": [3.0, 10.0, 0.0], "lo_data": [3.0, 10.0, 0.0]}
+    shift = workspaces.MODIFIERS["histosys"] | {"name": "y"}
+    spec = workspaces.small([{"name": "x", "type": "histosys", "data": nothing}, shift])
+    model = HistFactory(spec)
+    theta = model.start.clone()
+    theta[model.index["x"]] = 1.7
+    assert torch.equal(model.expected(theta), model.expected(model.start))
+    reference = pyhf_reference(spec, model.index)
+    assert float(model.twice_nll(theta, model.observed)) == pytest.approx(
+        reference.twice_nll(theta.numpy()), rel=1e-12
+    )

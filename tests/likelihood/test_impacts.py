@@ -6,8 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from selfcal.config.fit import FitConfig
+from selfcal.errors import FitError
+from selfcal.likelihood.fit import fit
 from selfcal.likelihood.impacts import (
     AGREEMENT,
     hold,
@@ -107,3 +110,19 @@ def test_the_table_lists_the_largest_first_and_is_plain_json(measured) -> None:
                 assert half == pytest.approx(one["impact"], abs=AGREEMENT * entry["total"])
     assert seen > 0
     assert len(content["refits"]["largest_difference_in_sigma"]) == 2
+
+
+def test_a_refit_that_fails_is_listed_and_not_a_number(measured, monkeypatch) -> None:
+    def fails_for_the_second(held, **options):
+        if not torch.equal(held.fixed & ~measured.model.fixed, first):
+            raise FitError("the fit did not converge")
+        return fit(held, **options)
+
+    model, result, factors = measured.model, measured.result, measured.factors
+    chosen = strongest(impacts(model, result, factors), factors, 2)
+    first = hold(model, chosen[0]).fixed & ~model.fixed
+    monkeypatch.setattr("selfcal.likelihood.impacts.fit", fails_for_the_second)
+    refitted = refitted_impacts(model, result, factors, chosen)
+    assert refitted.failed == (result.names[chosen[1]],)
+    assert refitted.shift.shape[-1] == 1
+    assert np.isfinite(refitted.shift).all()

@@ -16,7 +16,7 @@ from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import certify, fit, minuit_minimum
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.layout import make_layout
-from selfcal.likelihood.minimise import minimise
+from selfcal.likelihood.minimise import _solve, minimise
 from selfcal.likelihood.pyhf_check import backend
 from selfcal.likelihood.workspace import build_workspace
 
@@ -140,3 +140,19 @@ def test_a_parameter_at_its_bound_is_reported_and_held(workspaces) -> None:
     assert result.best_fit[0] == 0.0
     assert result.covariance[0].tolist() == [0.0, 0.0, 0.0]
     assert result.certificate["at_bound"] == ["mu"]
+
+
+def test_a_step_solves_its_equations_in_any_units_and_where_they_are_singular() -> None:
+    units = torch.tensor([1.0, 1e4, 1e-3], dtype=torch.float64)
+    regular = torch.tensor([[2.0, 0.5, 0.0], [0.5, 3.0, 0.2], [0.0, 0.2, 1.0]], dtype=torch.float64)
+    singular = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
+    undefined = torch.full((3, 3), torch.nan, dtype=torch.float64)
+    matrices = torch.stack([units[:, None] * regular * units, singular, undefined])
+    right = torch.stack([units, torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64), units])
+    found = _solve(matrices, right, torch.zeros(3, dtype=torch.float64))
+    expected = torch.linalg.solve(regular, torch.ones(3, dtype=torch.float64)) / units
+    torch.testing.assert_close(found[0], expected, rtol=1e-10, atol=0.0)
+    # A singular matrix, which has no Cholesky factor, still gives a solution of its equations.
+    torch.testing.assert_close(singular @ found[1], right[1], rtol=1e-6, atol=1e-9)
+    assert found[1].abs().max() < 1.0
+    assert bool(found[2].isnan().all())

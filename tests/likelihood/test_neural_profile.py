@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from selfcal.config.fit import FitConfig
 from selfcal.config.neural_profile import NeuralProfileConfig
-from selfcal.errors import ConfigError, DataError
+from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.likelihood.neural_profile import (
     NeuralProfile,
     accuracy,
@@ -18,6 +20,7 @@ from selfcal.likelihood.neural_profile import (
 )
 from selfcal.likelihood.profile_target import draw_points, exact_profile, profile_target, rise_max
 from selfcal.likelihood.stage import measure
+from selfcal.run.atomic import write_arrays
 
 CONFIG = NeuralProfileConfig(
     working_points=(0.77,), flavours=("b", "c", "light"), points=60, test_points=20, width=24, steps=600
@@ -152,3 +155,28 @@ def test_what_cannot_be_profiled_is_refused(target):
     fewer = choose(flavours=("b",))
     assert [row.flavour for row in fewer.rows] == ["b"]
     assert fewer.best[0] == target.best[0]
+
+
+def test_a_file_of_something_else_or_a_judge_without_points_is_refused(network, target, taught, tmp_path):
+    write_arrays(tmp_path / "p.safetensors", {"best": np.ones(3)})
+    with pytest.raises(DataError, match="not a profile likelihood") as caught:
+        load_profile(tmp_path / "p.safetensors")
+    assert caught.value.fix == "run 'selfcal profile' again"
+    with pytest.raises(FitError, match="no exact point to judge the network by"):
+        accuracy(network, target, taught, -1.0)
+
+
+def test_flavours_that_are_not_measured_cannot_be_profiled(target):
+    with pytest.raises(ConfigError, match=r"no flavour of 'neural_profile.flavours' is measured"):
+        profile_target(target.ratios, target.result, CONFIG.model_copy(update={"flavours": ("quark",)}))
+
+
+def test_scale_factors_that_are_fixed_or_out_of_reach_are_refused(target):
+    # All parameters move together and far: every scale factor follows from any other one.
+    sigma = 1e6 * np.sqrt(np.diag(target.result.covariance))
+    fixed = replace(target.result, covariance=np.outer(sigma, sigma))
+    with pytest.raises(ConfigError, match="one of the scale factors is fixed, or follows from the others"):
+        profile_target(target.ratios, fixed, CONFIG)
+    with pytest.raises(FitError, match="no point of the profile likelihood converged") as caught:
+        exact_profile(target, np.full((2, 3), 1e3))
+    assert caught.value.where == "2 points"

@@ -119,3 +119,9 @@ def test_no_point_of_the_scan_is_below_the_best_fit(measured) -> None:
 def test_a_quantity_that_nothing_changes_is_refused(measured) -> None:
     with pytest.raises(FitError, match="cannot be scanned"):
         scan(measured.model, measured.result, lambda theta: 0 * theta[0])
+
+
+def test_a_scan_whose_first_point_cannot_be_reached_is_an_error() -> None:
+    model = poisson_model(81.0)
+    with pytest.raises(FitError):
+        scan(model, fit(model), lambda theta: theta[0], widths=(-30.0, 1.0))

@@ -12,7 +12,7 @@ from selfcal.likelihood.neural_profile import load_profile
 from selfcal.likelihood.profile_stage import run_profile
 from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import templates_json
-from selfcal.run.atomic import read_arrays, read_json, write_json
+from selfcal.run.atomic import read_arrays, read_json, write_arrays, write_json
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.study.pipeline import pipeline
@@ -79,3 +79,16 @@ def test_the_stage_is_off_by_default_and_stands_before_the_export(context):
     assert names.index("fit") < names.index("profile") < names.index("export")
     other = RunConfig.model_validate({"name": "r", "data": {"cards": ["x"]}})
     assert "profile" not in [stage.name for stage in pipeline(RunContext(other, (), context.directory))]
+
+
+def test_a_damaged_piece_counts_as_missing(tmp_path):
+    path = tmp_path / "piece.safetensors"
+    assert profile_stage.finished_piece(path, "key") is None
+    arrays = {"values": np.ones((1, 2)), "rise": np.ones(1), "gradient": np.ones((1, 2))}
+    arrays["converged"] = np.ones(1, dtype=bool)
+    assert tuple(arrays) == profile_stage.PIECE_ARRAYS
+    write_arrays(path, arrays, {"key": "key"})
+    assert profile_stage.finished_piece(path, "key") is not None
+    assert profile_stage.finished_piece(path, "other") is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert profile_stage.finished_piece(path, "key") is None

@@ -14,7 +14,7 @@ from selfcal.likelihood.interpolation import Scales
 from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.shifts import SHIFT_MAX, pruned, smoothed
 from selfcal.likelihood.stage import measure
-from selfcal.likelihood.workspace import REACH, build_workspace, treated_shifts
+from selfcal.likelihood.workspace import REACH, _split, build_workspace, treated_shifts
 
 CONTENT = np.array([[[50.0, 30.0, 12.0, 5.0, 3.0, 20.0]]])
 MIDDLE = (np.cumsum(CONTENT) - CONTENT.ravel() / 2) / CONTENT.sum()
@@ -152,3 +152,13 @@ def test_the_largest_shift_is_a_positive_and_monotonic_factor_and_three_times_as
         ]
         assert bool(factor.min() > 0) is good
         assert bool((factor.diff() >= 0).all()) is good
+
+
+def test_a_shift_by_pt_is_cut_into_parts_that_add_up_to_it() -> None:
+    shift = np.random.default_rng(1).normal(size=(2, 3, 5))
+    assert _split("map", shift, False) == [("map", shift)]
+    parts = _split("map", shift, True)
+    assert [name for name, _ in parts] == ["map_0", "map_1", "map_2"]
+    for p, (_, part) in enumerate(parts):
+        assert np.array_equal(part[:, p], shift[:, p])
+        assert not np.delete(part, p, axis=1).any()

@@ -185,3 +185,10 @@ def test_all_four_fractions_free_would_leave_one_direction_undetermined() -> Non
         counts = PairCounts(one_bin, observed, classes[:, :, None, None], other[None], 0 * jets, jets, jets)
         expected.append(expected_counts(counts, WIDTHS))
     np.testing.assert_allclose(expected[1], expected[0], rtol=1e-6)
+
+
+def test_too_few_iterations_are_no_fit(monkeypatch) -> None:
+    monkeypatch.setattr("selfcal.likelihood.two_jets.ITERATIONS_MAX", 0)
+    with pytest.raises(FitError, match="the two-jet fit did not converge") as caught:
+        fit_pairs(counted(2, 4000), WIDTHS)
+    assert "estimated distance to the minimum inf" in str(caught.value.where)

@@ -104,3 +104,18 @@ def test_each_null_direction_is_named_apart_and_an_unseen_parameter_counts_once(
     joined = " | ".join(verdict.null_directions)
     assert all(f"{name} (" in joined for name in ("one", "two", "three", "four"))
     assert "five" not in joined
+
+
+def test_a_small_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("selfcal.likelihood.workspace_file.MAX_BYTES", 1 << 20)
+    (tmp_path / "w.json.gz").write_bytes(gzip.compress(b" " * (1 << 20) + b"{"))
+    with pytest.raises(DataError, match="unpacks to more than 1 MiB"):
+        read_workspace(tmp_path / "w.json.gz")
+
+
+def test_other_counts_alone_leave_the_auxiliary_measurements(workspaces) -> None:
+    spec = workspaces.everything()
+    model = HistFactory(spec)
+    changed = with_data(spec, model, model.observed + 1)
+    assert changed["measurements"] == spec["measurements"]
+    assert torch.equal(HistFactory(changed).observed, model.observed + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,13 @@ import torch
 
 from selfcal.config.calibration import MapConfig
 from selfcal.data.scored import concatenate
-from selfcal.errors import DataError
+from selfcal.errors import DataError, FitError
 from selfcal.run.atomic import read_arrays
+from selfcal.run.sealed import read_sealed, write_sealed
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation, write_inputs
-from selfcal.transport.derivation_tasks import derive
+from selfcal.transport.derivation_tasks import _finished, derive, run_tasks
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.mixture import KinematicFractions
 from selfcal.transport.optimality import displacement_table
@@ -175,3 +178,27 @@ def test_a_shift_is_its_own_optimal_transport(calibration: Calibration, world: S
     light = next(row for row in rows if row["flavour"] == "light")
     assert light["excess_cost"] < 0.25
     assert light["root_mean_square_displacement"] == pytest.approx(0.2, abs=0.1)
+
+
+def test_nothing_is_started_where_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcal.transport.derivation_tasks.worker_pool", None)
+    seen: list[tuple[int, int]] = []
+    run_tasks([[], []], 5, 2, lambda done, total: seen.append((done, total)))
+    assert seen == [(5, 5)]
+
+
+def test_a_lost_process_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    lost: Future[str] = Future()
+    lost.set_exception(BrokenProcessPool("a process died"))
+    with pytest.raises(FitError, match="a calibration process ended unexpectedly") as caught:
+        _finished(lost, tmp_path)
+    assert caught.value.where == str(tmp_path)
+    assert "finished tasks are kept" in (caught.value.fix or "")
+
+
+def test_a_map_of_another_version_is_refused(calibration: Calibration, tmp_path: Path) -> None:
+    save_calibration(calibration, CONFIG.map, tmp_path)
+    described = read_sealed(tmp_path / "map.json")
+    write_sealed(tmp_path / "map.json", described | {"format_version": 99})
+    with pytest.raises(DataError, match="not a calibration of this version: format version 99"):
+        load_calibration(tmp_path)

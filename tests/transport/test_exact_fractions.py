@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from selfcal.errors import FitError
 from selfcal.penalty.energy import pair_distances
 from selfcal.transport.exact_fractions import MixtureDistance, exact_fractions, mixture_distance
 
@@ -107,3 +110,10 @@ def test_the_form_is_convex_on_the_simplex_even_for_few_jets() -> None:
         )
         centred = np.eye(4) - 0.25
         assert np.linalg.eigvalsh(-centred @ made.between @ centred).min() > -1e-12
+
+
+def test_a_form_that_has_no_minimum_is_an_error() -> None:
+    made, *_ = form((40, 30, 50, 20), (60, 10, 40, 5))
+    undefined = replace(made, between=np.full_like(made.between, np.nan))
+    with pytest.raises(FitError, match="the fractions of a region did not converge"):
+        exact_fractions(undefined, 1.0, np.full(4, 0.25), np.full(4, 0.1))

@@ -84,3 +84,12 @@ def test_the_map_of_an_undetermined_flavour_stays_the_identity(
         assert min(moved[:3]) > 1e-8
     stiff = again.stiff.of(TAU).displacement(sample.coordinates, sample.conditions)
     assert float(stiff.mean()) >= 3 * config.composition.map_scale**2 * 0.99
+
+
+def test_where_nothing_is_determined_every_flavour_moves_by_the_prior(world: SyntheticWorld) -> None:
+    sample = sample_of(world)
+    found = with_extrapolated(stiff_maps({"b": 3.0}), range(len(FLAVOURS)), sample, map_scale=0.1)
+    for flavour in range(len(FLAVOURS)):
+        own = sample.rows(sample.flavour == flavour)
+        move = found.of(flavour)(own.coordinates, own.conditions) - own.coordinates
+        assert torch.allclose(move, torch.full_like(move, 0.1), atol=1e-12)

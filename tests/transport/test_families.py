@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from selfcal.config.calibration import MapConfig
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
-from selfcal.transport.families import FAMILY_OPTIONS, derive_families, family_of, map_config
+from selfcal.transport.families import FAMILY_OPTIONS, derive_families, family_of, map_config, with_map
 
 
 def test_the_family_of_a_configuration_is_found_again() -> None:
@@ -58,3 +59,24 @@ def test_fractions_and_densities_are_shared_and_finished_work_is_kept(
     before = identity.path("mixture").stat().st_mtime_ns
     derive_families(source, families[1], ["identity", "flow"], 1, 1, lambda done, total: None)
     assert identity.path("mixture").stat().st_mtime_ns == before
+
+
+def test_a_configuration_of_no_family_has_none() -> None:
+    assert family_of(MapConfig(family="switch", structure="autoregressive")) is None
+
+
+def test_replicas_of_a_map_by_distance_are_not_shared_with_one_by_likelihood(
+    derived: tuple[Derivation, ScoreFrame], tmp_path: Path
+) -> None:
+    """They come without densities of their own, which the likelihood needs."""
+    source = derived[0]
+    by_distance = replace(
+        source,
+        config=source.config.model_copy(update={"map": map_config("residual", source.config.map)}),
+    )
+    folder = with_map(by_distance, tmp_path, source.config.map)
+    shared = {path.name for path in folder.iterdir()}
+    assert {"composition.safetensors", "densities.safetensors"} <= shared
+    assert not any(name.startswith("bulk") for name in shared)
+    both = with_map(by_distance, tmp_path, by_distance.config.map.model_copy(update={"steps": 3}))
+    assert (both / "bulk-0.safetensors").samefile(source.path("bulk-0"))
