@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
 
-test-long: $(INSTALLED)
+test-long: demo
 	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[puma]'
 	$(BIN)/python -m pytest -q -m long
 

@@ -32,7 +32,8 @@ class PseudoExperimentsConfig(Configured):
     simulated jets at most. ``steps`` is the length of the refits.
     ``detectors`` are simulated once, to find the neighbourhood of each detector's posterior.
     ``remainder_scale`` multiplies the width of the remainder, which is the prior of the stiff maps
-    (``calibration.composition.map_scale``; 0: data differ by the detector alone).
+    (``calibration.composition.map_scale``; 0: data differ by the detector alone). ``workers`` processes share
+    the experiments (0: one per core), about a gigabyte of memory each.
     """
 
     experiments: Annotated[int, Field(ge=1)] = 200
@@ -41,6 +42,7 @@ class PseudoExperimentsConfig(Configured):
     steps: Annotated[int, Field(ge=1)] = 20
     detectors: Annotated[int, Field(ge=1)] = 64
     remainder_scale: Annotated[float, Field(ge=0)] = 1.0
+    workers: Annotated[int, Field(ge=0)] = 0
 
 
 class DetectorTreatmentsConfig(Configured):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from selfcal.run.atomic import read_json, write_json, write_text
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.run.stages import canonical_digest, file_sha256
+from selfcal.run.workers import worker_pool
 from selfcal.study.full_coverage import coverage_text, full_coverage
 from selfcal.study.pseudo_experiments import Laboratory, prepare, run_experiment
 
 RESULTS, TEXT, FOLDER = "pseudo_experiments.json", "pseudo_experiments.txt", "pseudo_experiments"
 EVERY = 10
 """The table is written anew after so many experiments."""
+POLL_SECONDS = 5.0
 
 
 def run_pseudo_experiments(
@@ -45,12 +49,50 @@ def run_pseudo_experiments(
     if not missing and target.exists() and read_json(target).get("made_of") == _made_of(folder, config):
         return target
     if missing:
+        # What all share is simulated once, before there are processes to do it at the same time.
         laboratory = prepare(context, config, folder.parent / "shared" / folder.name, say)
-        for index in missing:
-            write_json(experiment_path(folder, index), attempted(laboratory, index))
-            if (index + 1) % EVERY == 0:
-                _write_table(context, folder, config, say)
+        workers = min(config.workers or os.cpu_count() or 1, len(missing))
+        if workers == 1:
+            for done, index in enumerate(missing, start=1):
+                write_json(experiment_path(folder, index), attempted(laboratory, index))
+                if done % EVERY == 0:
+                    _write_table(context, folder, config, say)
+        else:
+            del laboratory
+            _run_in_processes(
+                context, folder, config, [missing[first::workers] for first in range(workers)], say
+            )
     return _write_table(context, folder, config, say)
+
+
+def _run_in_processes(
+    context: RunContext,
+    folder: Path,
+    config: PseudoExperimentsConfig,
+    shares: Sequence[Sequence[int]],
+    say: Callable[[str], None],
+) -> None:
+    """One process for each share of the missing experiments; the table as they go."""
+    every = [index for share in shares for index in share]
+    written = 0
+    with worker_pool(len(shares)) as pool:
+        running = {pool.submit(_run_share, context.directory.path, config, share) for share in shares}
+        while running:
+            finished, running = wait(running, timeout=POLL_SECONDS)
+            for one in finished:
+                one.result()
+            done = sum(experiment_path(folder, index).exists() for index in every)
+            if done >= written + EVERY:
+                written = done
+                _write_table(context, folder, config, say)
+
+
+def _run_share(directory: Path, config: PseudoExperimentsConfig, indices: Sequence[int]) -> None:
+    context = finished_run(directory)
+    folder = directory / FOLDER / experiments_digest(context, config)
+    laboratory = prepare(context, config, folder.parent / "shared" / folder.name, lambda _: None)
+    for index in indices:
+        write_json(experiment_path(folder, index), attempted(laboratory, index))
 
 
 def finished_run(directory: Path) -> RunContext:
@@ -87,7 +129,7 @@ def experiments_digest(context: RunContext, config: PseudoExperimentsConfig) -> 
             "map": file_sha256(results / "map" / "map.safetensors"),
             "tagger": file_sha256(context.directory.checkpoints / "tagger_final" / "model.safetensors"),
             "config": context.config.model_dump(mode="json", exclude={"name", "data", "export"}),
-            "experiments": config.model_dump(mode="json", exclude={"experiments"}),
+            "experiments": config.model_dump(mode="json", exclude={"experiments", "workers"}),
         }
     )[:16]
 

@@ -43,7 +43,7 @@ fit:
   reference_regions: {b: r, c: r, light: r, tau: r}
   goodness_toys: 0
 """
-TINY = PseudoExperimentsConfig(experiments=3, jets_per_region=600, steps=2, detectors=1)
+TINY = PseudoExperimentsConfig(experiments=3, jets_per_region=600, steps=2, detectors=1, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,20 @@ def test_a_stopped_study_continues_with_what_is_missing(directory) -> None:
     assert anew == kept
     assert os.stat(files[0]).st_mtime_ns == before
     assert "68 %" in (directory / "results" / "pseudo_experiments.txt").read_text()
+
+
+def test_processes_share_the_experiments_and_change_no_number(directory) -> None:
+    alone = read_json(run_pseudo_experiments(directory, TINY))
+    files = sorted((directory / "pseudo_experiments").glob("*/experiment_*.json"))
+    for path in files:
+        path.unlink()
+    said: list[str] = []
+    shared = read_json(run_pseudo_experiments(directory, TINY.model_copy(update={"workers": 2}), said.append))
+    assert sorted((directory / "pseudo_experiments").glob("*/experiment_*.json")) == files
+    for table in (alone, shared):
+        table.pop("seconds")
+    assert shared == alone
+    assert "3 of 3 done" in said[-1]
 
 
 def test_a_run_without_a_fit_is_named(tmp_path) -> None:
