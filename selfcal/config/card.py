@@ -12,7 +12,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 FlavourName = Literal["b", "c", "light", "tau"]
 ProcessName = Literal["ttbar_emu", "ttbar_ljets", "w_charm", "dijet", "z_tautau"]
 FormatName = Literal["ftag_hdf5", "physlite", "nanoaod", "pfnano"]
-GuardName = Literal["momentum_unit", "length_unit", "angle_unit", "duplicate_jets", "missing_scores"]
+GuardName = Literal[
+    "momentum_unit", "length_unit", "angle_unit", "duplicate_jets", "missing_scores", "score_columns"
+]
 FieldName = Annotated[str, Field(min_length=1)]
 
 

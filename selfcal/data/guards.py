@@ -1,4 +1,4 @@
-"""Guards against data that can be read but must not be used: wrong units, duplicates, missing scores.
+"""Guards against data that can be read but must not be used: wrong units and columns, duplicates, lost scores.
 
 A guard looks at one dataset chunk by chunk, in memory that grows by eight bytes a jet. What it finds is
 refused with the evidence; the card's ``accept`` overrides it by name and with a reason, and both are
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ DPHI_MAX_RAD = 1.6
 DPHI_MEDIAN_MIN_RAD = 0.002
 """Tracks in a jet are within about 1 rad of its axis, at a median distance of about 0.1 rad."""
 
+SCORE_JETS, SCORE_SIGMA = 50, 5.0
+"""Labelled jets of each of two flavours, and how clearly the scores must contradict them, to be refused."""
+
 _THIN_JETS, _THIN_TRACKS = 2_000, 4_000
 _QUANTILES = (0.01, 0.5, 0.99)
 
@@ -46,6 +50,57 @@ class Finding:
 
     guard: GuardName | None
     text: str
+
+
+@dataclass
+class ScoreMoments:
+    """Number, sum and sum of products of ln p of labelled jets, by flavour: (F,), (F, K), (F, K, K)."""
+
+    classes: tuple[str, ...]
+    number: NDArray[np.int64]
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+
+    @classmethod
+    def none(cls, classes: tuple[str, ...]) -> ScoreMoments:
+        """Of no jets yet."""
+        f, k = len(FLAVOURS), len(classes)
+        return cls(classes, np.zeros(f, np.int64), np.zeros((f, k)), np.zeros((f, k, k)))
+
+    def add(self, log_score: NDArray[np.floating], flavour: NDArray[np.integer]) -> None:
+        """Count the jets of a chunk; those without label stay out."""
+        for index in range(len(FLAVOURS)):
+            values = np.asarray(log_score[flavour == index], np.float64)
+            self.number[index] += len(values)
+            self.first[index] += values.sum(axis=0)
+            self.second[index] += values.T @ values
+
+    def _ratio(self, flavour: int, one: int, other: int) -> tuple[float, float]:
+        """Mean of ln(p_one / p_other) for a flavour, and its variance."""
+        n = self.number[flavour]
+        mean = self.first[flavour] / n
+        spread = self.second[flavour] / n - np.outer(mean, mean)
+        variance = spread[one, one] + spread[other, other] - 2 * spread[one, other]
+        return float(mean[one] - mean[other]), float(max(variance, 0.0)) / float(n)
+
+    def findings(self) -> list[Finding]:
+        """Two classes whose ratio is larger for the other's jets than for its own: swapped columns."""
+        found = []
+        for one, other in combinations(range(len(self.classes)), 2):
+            first, second = (FLAVOURS.index(self.classes[k]) for k in (one, other))
+            if min(self.number[first], self.number[second]) < SCORE_JETS:
+                continue
+            (own, own_variance), (others, others_variance) = (
+                self._ratio(flavour, one, other) for flavour in (first, second)
+            )
+            if own - others < -SCORE_SIGMA * (own_variance + others_variance) ** 0.5:
+                a, b = self.classes[one], self.classes[other]
+                text = (
+                    f"the mean of ln(p_{a} / p_{b}) is {own:.3g} for {a} jets and {others:.3g} for {b} jets; "
+                    "their columns, or the labels, may be swapped: see 'scores.fields' of the card"
+                )
+                found.append(Finding("score_columns", text))
+        return found
 
 
 @dataclass
@@ -68,8 +123,10 @@ class DatasetGuard:
     folds: dict[str, int] = field(default_factory=lambda: {fold.name.lower(): 0 for fold in Fold})
     flavours: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FLAVOURS, 0))
     above_beam_energy: int = 0
+    negative_uncertainties: int = 0
     has_run_numbers: bool = False
     _keys: list[NDArray[np.uint64]] = field(default_factory=list)
+    _scores: ScoreMoments | None = None
     _samples: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
     def add(self, jets: Jets) -> None:
@@ -97,6 +154,9 @@ class DatasetGuard:
         self.sum_of_squares += float((weight**2).sum())
         self.has_run_numbers |= bool((jets.run > 0).any())
         self._keys.append(jet_keys(jets))
+        if jets.log_score is not None:
+            self._scores = self._scores or ScoreMoments.none(jets.score_classes)
+            self._scores.add(jets.log_score[kept], jets.flavour[kept])
         self._sample(jets)
 
     def _sample(self, jets: Jets) -> None:
@@ -106,6 +166,9 @@ class DatasetGuard:
         for name in ("d0", "dphi"):
             if name in columns:
                 self._keep(name, np.abs(columns[name]), _THIN_TRACKS)
+        for name, values in columns.items():
+            if name.endswith("Uncertainty"):
+                self.negative_uncertainties += int((values < 0).sum())
         significance = columns.get("lifetimeSignedD0Significance")
         if significance is not None and "d0" in columns:
             known = np.abs(significance) > 1e-3
@@ -148,6 +211,10 @@ class DatasetGuard:
                 "range have no score (a sentinel below zero); accepted, they are left out"
             )
             found.append(Finding("missing_scores", text))
+        found += self._scores.findings() if self._scores else []
+        if self.negative_uncertainties:
+            text = f"{self.negative_uncertainties} uncertainties of tracks are below zero: another column?"
+            found.append(Finding(None, text))
         if self.sum_of_weights <= 0 < self.selected:
             text = f"the weights of the selected jets add up to {self.sum_of_weights:g}, not above zero"
             found.append(Finding(None, text))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from selfcal.data.field_names import missing_fields
 from selfcal.errors import DataError
@@ -133,6 +134,19 @@ def require_dataset(file: h5py.File, name: str, path: Path, fields: tuple[str, .
     if absent:
         raise missing_fields(absent, dataset.dtype.names, f"{path}, dataset {name}", "fields")
     return dataset
+
+
+def require_numbers(table: np.dtype[Any], fields: Iterable[str], where: str) -> None:
+    """Raise a :class:`DataError` where a field of a table holds anything but one real number per row."""
+    for name in fields:
+        kind = table[name]
+        if kind.kind not in "biuf" or kind.shape:
+            raise DataError(
+                f"the field '{name}' holds {kind}",
+                where=where,
+                expected="one real number for each of its rows",
+                fix="write it anew as float or integer, or name another field in the data card",
+            )
 
 
 def refuse_links(file: h5py.File, names: Iterable[str], path: Path) -> None:

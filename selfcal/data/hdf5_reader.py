@@ -22,7 +22,7 @@ from selfcal.data.hdf5 import (
     UNKNOWN_ORIGIN,
     UNKNOWN_VERTEX,
 )
-from selfcal.data.hdf5_file import open_native, refuse_links, require_dataset
+from selfcal.data.hdf5_file import open_native, refuse_links, require_dataset, require_numbers
 from selfcal.data.jets import TRACK_FIELDS, Jets, wrapped_angle
 from selfcal.data.reading import Contents, Wanted
 from selfcal.data.score_values import log_scores
@@ -103,6 +103,8 @@ class FtagHdf5Reader:
         with open_native(path) as file:
             jets = require_dataset(file, "jets", path)
             names = _jet_names(jets, card, path)
+            cuts = {cut.field for cut in card.selection} & set(jets.dtype.names)
+            require_numbers(jets.dtype, {*names.values(), *cuts}, f"{path}, dataset jets")
             tracks = _track_columns(file, path, card, wanted.labels) if wanted.tracks else None
             position = _EventPosition()
             for start in range(0, max(1, len(jets)), chunk_jets):
@@ -240,6 +242,7 @@ def _scores(table: NDArray[Any], card: DataCard, path: Path) -> tuple[NDArray[np
     if absent:
         raise missing_fields(absent, stored, f"{path}, dataset jets", "scores")
     classes = tuple(name for name in FLAVOURS if name in fields)
+    require_numbers(table.dtype, fields.values(), f"{path}, dataset jets")
     probabilities = np.column_stack([table[fields[name]].astype(np.float64) for name in classes])
     return log_scores(probabilities, classes, f"{path}, scores of {tagger}"), classes
 
@@ -285,6 +288,10 @@ def _track_columns(file: h5py.File, path: Path, card: DataCard, labels: bool) ->
         for name in TRACK_FIELDS
     }
     names = tuple(name for name in TRACK_FIELDS if found[name] is not None)
+    truth = {"ftagTruthOriginLabel", "ftagTruthVertexIndex"} & stored if labels else set()
+    require_numbers(
+        dataset.dtype, {*map(str, filter(None, found.values())), "valid", *truth}, f"{path}, dataset tracks"
+    )
     scales = UnitScales.of(card)
     return _TrackColumns(
         dataset=dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,65 @@ def test_overlaps_of_datasets_count_where_runs_are_known(jets: Jets, run: int) -
     problems = overlap_problems(guards)
     assert len(problems) == (1 if run else 0)
     assert not run or "share 10 jets" in problems[0]
+
+
+SCORES = ("Other_pb", "Other_pc", "Other_pu", "Other_ptau")
+
+
+def informative_scores(jets: Jets) -> np.ndarray:
+    """Probabilities that know a little of the flavour."""
+    known = np.full((len(jets), 4), 0.2)
+    known[np.arange(len(jets)), jets.flavour] = 0.4
+    return 0.5 * known + 0.5 * np.random.default_rng(4).dirichlet(np.ones(4), len(jets))
+
+
+@pytest.mark.fault(6, "swapped columns of scores, of jets and of tracks")
+def test_swapped_columns_are_refused(tmp_path: Path, make_jets: Callable[..., Jets], attempts) -> None:
+    many = make_jets(6, jets=600)
+    path = tmp_path / "sim.h5"
+    scored, tracked = Wanted(tracks=False, scores=True), Wanted()
+
+    def validate(wanted: Wanted, **keys: Any) -> dict[str, Any]:
+        one = card(**keys, **({"scores": {"tagger": "Other"}} if wanted.scores else {}))
+        return validate_dataset(one, [path], tmp_path, SELECTION, wanted).report
+
+    probabilities = informative_scores(many)
+    with_scores(path, many, probabilities)
+    assert validate(scored)["accepted"] == []
+    for one, other in combinations(range(4), 2):
+        with attempts(f"{SCORES[one]} and {SCORES[other]}"):
+            order = np.arange(4)
+            order[[one, other]] = other, one
+            with_scores(path, many, probabilities[:, order])
+            with pytest.raises(DataError, match="may be swapped"):
+                validate(scored)
+            (accepted,) = validate(scored, accept={"score_columns": REASON})["accepted"]
+            assert accepted["guard"] == "score_columns"
+    for dataset, one, other in (
+        ("jets", "pt_btagJes", "eta_btagJes"),
+        ("jets", "pt_btagJes", "mcEventWeight"),
+        ("jets", "pt_btagJes", "eventNumber"),
+        ("tracks", "d0", "lifetimeSignedD0Significance"),
+        ("tracks", "d0", "qOverP"),
+        ("tracks", "dphi", "phiUncertainty"),
+        ("tracks", "qOverP", "qOverPUncertainty"),
+    ):
+        with attempts(f"{one} and {other}"):
+            write_jets(path, many, labels=True)
+            with h5py.File(path, "r+") as file:
+                table = file[dataset][:]
+                changed = table.copy()
+                changed[one], changed[other] = table[other], table[one].astype(table.dtype[other])
+                file[dataset][...] = changed
+            with pytest.raises(DataError):
+                validate(tracked, accept={"length_unit": REASON} if dataset == "jets" else {})
+
+
+def test_scores_that_know_nothing_are_no_swapped_columns(tmp_path: Path, jets: Jets) -> None:
+    with_scores(tmp_path / "sim.h5", jets, np.random.default_rng(5).dirichlet(np.ones(4), len(jets)))
+    one = card(scores={"tagger": "Other"})
+    wanted = Wanted(tracks=False, scores=True)
+    assert validate_dataset(one, [tmp_path / "sim.h5"], tmp_path, SELECTION, wanted).report["accepted"] == []
 
 
 def test_keys_tell_runs_events_and_jets_apart(jets: Jets) -> None:

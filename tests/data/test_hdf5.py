@@ -138,6 +138,55 @@ def test_absent_fields_have_stated_defaults(tmp_path: Path, jets: Jets) -> None:
     np.testing.assert_array_equal(back.tracks, jets.tracks[:, [TRACK_FIELDS.index(f) for f in expected]])
 
 
+TYPES = {
+    "text": ("S12", lambda values: values.astype("S12")),
+    "pairs": (("<f4", (2,)), lambda values: np.stack([values, values], axis=-1)),
+    "complex numbers": ("<c16", lambda values: values),
+    "times": ("<i8", lambda values: values.astype("<i8")),
+}
+"""Other types in which a field may be stored; the last is one that may be."""
+
+
+@pytest.mark.fault(6, "every field of HDF5 missing, renamed, and of another type")
+def test_every_field_of_another_type(tmp_path: Path, jets: Jets, attempts) -> None:
+    path = tmp_path / "a.h5"
+    write_jets(path, jets, labels=True)
+    with h5py.File(path) as file:
+        fields = {dataset: set(file[dataset].dtype.names) - {"n_tracks"} for dataset in ("jets", "tracks")}
+    for dataset, names in fields.items():
+        for name in sorted(names):  # n_tracks is for others: the program counts
+            for what, (kind, convert) in TYPES.items():
+                with attempts(f"{dataset}/{name} holds {what}"):
+
+                    def changed(table: np.ndarray) -> np.ndarray:
+                        types = [(n, kind if n == name else table.dtype[n]) for n in table.dtype.names]  # noqa: B023
+                        new = np.zeros(table.shape, types)
+                        for n in table.dtype.names:
+                            new[n] = convert(table[n]) if n == name else table[n]  # noqa: B023
+                        return new
+
+                    write_jets(path, jets, labels=True)
+                    rewritten(path, dataset, changed)
+                    if what == "times":
+                        read_jets(path, "a")
+                    else:
+                        with pytest.raises(DataError, match=f"'{name}' holds"):
+                            read_jets(path, "a")
+            with attempts(f"{dataset}/{name} renamed"):
+
+                def renamed(table: np.ndarray) -> np.ndarray:
+                    table.dtype.names = tuple(f"{n}X" if n == name else n for n in table.dtype.names)  # noqa: B023
+                    return table
+
+                write_jets(path, jets, labels=True)
+                rewritten(path, dataset, renamed)
+                if name in ("pt_btagJes", "eta_btagJes", "valid"):
+                    with pytest.raises(DataError, match=f"perhaps {name}X"):
+                        read_jets(path, "a")
+                else:  # a stated default; a track field is left out, and training says which it has
+                    assert name not in read_jets(path, "a").track_fields
+
+
 def test_older_names_of_the_significances(tmp_path: Path, jets: Jets) -> None:
     write_jets(tmp_path / "a.h5", jets, labels=True)
     old = {
