@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long coverage mutation lint docs schemas bench clean help
+# Everything is installed with hashes; only torch without, whose builds for CPU and GPU differ, and what only they bring.
+PIP_INSTALL := $(BIN)/python -m pip install --no-input -q --disable-pip-version-check
+LOCKED := $(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation
+
+.PHONY: demo test test-long coverage mutation lint docs schemas lock bench clean help
 
 help:
 	@echo "make demo       generate collisions, train, calibrate, fit and report (runs/demo)"
@@ -15,13 +19,18 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation in docs/_build/html; warnings are errors"
 	@echo "make schemas    write the JSON Schemas anew, after a change of the configuration"
+	@echo "make lock       write the lock files anew, after a change of constraints.txt or pyproject.toml"
 	@echo "make bench      timings"
 	@echo "make clean      remove the virtual environment and caches (runs/ is kept)"
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard locks/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "selfcal needs Python 3.11 or later; choose one with make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[generate,onnx,hepdata,cabinetry,chain,dask,browser,dev]'
+	$(LOCKED) -r locks/build.txt
+	$(LOCKED) -r locks/packages.txt
+	$(PIP_INSTALL) -c constraints.txt torch
+	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check --disable-pip-version-check
 	touch $@
 
 $(VENV): $(INSTALLED)
@@ -33,7 +42,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
 
 test-long: demo
-	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[puma]'
+	$(LOCKED) -r locks/puma.txt
 	$(BIN)/python -m pytest -q -m long
 
 coverage: $(INSTALLED)
@@ -43,7 +52,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m bench.covered
 
 mutation: $(INSTALLED)
-	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[mutation]'
+	$(LOCKED) -r locks/mutation.txt
 	$(BIN)/python -m bench.mutation cover
 	$(BIN)/python -m bench.mutation run --seed 1 --count 200
 	$(BIN)/python -m bench.mutation check --seed 1
@@ -54,11 +63,14 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(INSTALLED)
-	$(BIN)/python -m pip install --no-input -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(LOCKED) -r locks/docs.txt
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 schemas: $(INSTALLED)
 	$(BIN)/python -m selfcal.config.schema schemas
+
+lock: $(INSTALLED)
+	PATH="$(abspath $(BIN)):$$PATH" locks/compile.sh
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench

@@ -10,7 +10,7 @@ code  meaning
 2     usage or configuration (:class:`ConfigError`)
 3     data (:class:`DataError`)
 4     fit (:class:`FitError`)
-5     interrupted (:class:`Interrupted`)
+5     stopped before its end, to be gone on with (:class:`Interrupted`)
 ====  =========================================
 """
 
@@ -77,6 +77,17 @@ class FitError(SelfcalError):
 
 
 class Interrupted(SelfcalError):
-    """The user stopped the program; finished stages are kept."""
+    """The program was stopped: by the user, for want of memory, or as another process of torchrun ended.
+
+    What was finished is kept, and the same command goes on from there.
+    """
 
     exit_code = 5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: PyTorch has no exception of its own for memory outside a GPU."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+    )

@@ -19,7 +19,7 @@ import selfcal
 from selfcal.cli import options as opt
 from selfcal.cli.examples import examples
 from selfcal.config.schema import SchemaKind
-from selfcal.errors import ConfigError, DataError, Interrupted, SelfcalError
+from selfcal.errors import ConfigError, DataError, Interrupted, SelfcalError, is_out_of_memory
 from selfcal.study.pipeline import DESCRIPTIONS
 
 _ORDER = (
@@ -436,6 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SelfcalError as error:
         return _failed(error, words)
     except Exception as error:  # noqa: BLE001 - the last resort turns any failure into one line
+        if is_out_of_memory(error):
+            fix = "run the same command again with more memory, or on fewer or smaller files"
+            return _failed(Interrupted("memory ran out", fix=fix), words)
         if debug:
             traceback.print_exc()
         else:

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any
 
 import selfcal
-from selfcal.errors import DataError, Interrupted
+from selfcal.errors import DataError, Interrupted, is_out_of_memory
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
 
@@ -243,7 +243,7 @@ def run_stages(stages: Sequence[Stage], context: RunContext) -> list[str]:
     Raises
     ------
     Interrupted
-        On Ctrl-C or SIGTERM; the stages that had finished stay finished.
+        On Ctrl-C or SIGTERM, and when memory runs out; the stages that had finished stay finished.
     """
     done: list[str] = []
     running: str | None = None
@@ -268,6 +268,15 @@ def run_stages(stages: Sequence[Stage], context: RunContext) -> list[str]:
                 where=str(context.directory.path),
                 fix="run the same command again: finished stages are kept",
             ) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise Interrupted(
+                f"memory ran out during '{running}'",
+                where=str(context.directory.path),
+                fix="run the same command again with more memory, fewer calibration.workers or smaller "
+                "batches: finished work is kept",
+            ) from error
         finally:
             context.reporter.close()
     if not done:

@@ -16,6 +16,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from selfcal.errors import Interrupted
+
+
+@contextmanager
+def _with_the_others() -> Iterator[None]:
+    """An exchange; that another process is no longer there to take part in it is told as such."""
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and NCCL, which have no type for it: a connection was closed
+        raise Interrupted(
+            "another process of torchrun has ended, or cannot be reached",
+            expected="all of them until the end",
+            fix="start the same command again: it goes on from the last checkpoint",
+        ) from error
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -29,7 +44,8 @@ class Processes:
         if self.size == 1:
             return tensor.detach()
         summed = tensor.detach().clone()
-        dist.all_reduce(summed)
+        with _with_the_others():
+            dist.all_reduce(summed)
         return summed
 
     def total_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -53,15 +69,17 @@ class Processes:
     def equalise(self, model: nn.Module) -> None:
         """Give every process the parameters and buffers of the first."""
         if self.size > 1:
-            for tensor in model.state_dict().values():
-                dist.broadcast(tensor, src=0)
+            with _with_the_others():
+                for tensor in model.state_dict().values():
+                    dist.broadcast(tensor, src=0)
 
     def announce(self, message: str) -> str:
         """The message of the first process, on each of them; it waits for all."""
         if self.size == 1:
             return message
         messages = [message]
-        dist.broadcast_object_list(messages, src=0)
+        with _with_the_others():
+            dist.broadcast_object_list(messages, src=0)
         return messages[0]
 
 

@@ -47,6 +47,18 @@ def test_resumed_training_is_bit_identical(setup, tmp_path, step):
     assert steps == list(range(step + 1, 22))
 
 
+def test_a_resume_without_the_moments_of_the_optimiser_would_be_seen(setup, tmp_path, monkeypatch):
+    """The comparison above can fail."""
+    undisturbed = setup()
+    undisturbed.run()
+    with pytest.raises(Killed):
+        setup().run(tmp_path, on_step=_killer(8))
+    monkeypatch.setattr("selfcal.training.checkpoints._restore_optimiser", lambda *given: None)
+    resumed = setup()
+    resumed.run(tmp_path)
+    assert not _equal(resumed.weights(), undisturbed.weights())
+
+
 def test_resuming_a_finished_training_does_no_step(setup, tmp_path):
     first = setup()
     expected = first.run(tmp_path)
