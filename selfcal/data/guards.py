@@ -1,4 +1,4 @@
-"""Guards against data that can be read but must not be used: wrong units and columns, duplicates, lost scores.
+"""Guards against data that can be read but must not be used: wrong units, wrong columns, duplicates.
 
 A guard looks at one dataset chunk by chunk, in memory that grows by eight bytes a jet. What it finds is
 refused with the evidence; the card's ``accept`` overrides it by name and with a reason, and both are

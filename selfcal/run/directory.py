@@ -162,6 +162,8 @@ class RunDirectory:
 
 def provenance(seed: int, command: list[str], inputs: Mapping[str, str]) -> dict[str, Any]:
     """Where the numbers of a run come from, as plain values."""
+    import torch  # slow to import: every stage needs it, but not every verb
+
     versions: dict[str, str | None] = {"selfcal": selfcal.__version__, "python": platform.python_version()}
     for name in PROVENANCE_LIBRARIES:
         try:
@@ -179,6 +181,7 @@ def provenance(seed: int, command: list[str], inputs: Mapping[str, str]) -> dict
             "release": platform.release(),
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
         },
     }
 

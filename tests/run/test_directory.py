@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import selfcal
 from selfcal.config.card import DataCard
@@ -76,6 +77,7 @@ def test_provenance_names_versions_seed_command_and_inputs(tmp_path):
     content = read_json(directory.provenance)
     assert content["versions"]["selfcal"] == selfcal.__version__
     assert content["versions"]["numpy"]
+    assert content["machine"]["threads"] == torch.get_num_threads()
     assert content["seed"] == 7
     assert content["command"] == ["selfcal", "run", "x"]
     assert list(content["inputs_sha256"].items()) == [("a", "11"), ("b", "22")]

@@ -71,6 +71,25 @@ def test_jets_without_label_are_refused(setup):
         training.run()
 
 
+def test_the_number_of_threads_changes_the_training_by_rounding_alone(setup):
+    """With the same number it is the same to the last bit. AdamW magnifies what is rounded where a gradient
+    is almost zero, so that single weights may differ by a step of it; losses may not."""
+    histories, weights = [], []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 1, 2):
+            torch.set_num_threads(threads)
+            training = setup()
+            histories.append(training.run(epochs=1).history[0])
+            weights.append(training.weights())
+    finally:
+        torch.set_num_threads(before)
+    assert histories[0] == histories[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for name in ("train_total_loss", "validation_total_loss"):
+        assert histories[2][name] == pytest.approx(histories[0][name], rel=1e-3)
+
+
 def test_the_global_random_state_is_left_alone(setup):
     torch.manual_seed(11)
     expected = torch.rand(3)
