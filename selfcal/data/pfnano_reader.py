@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import refuse_not_finite
 from selfcal.data.jet_axis import (
     Column,
     relative_angles,
@@ -57,10 +58,12 @@ class PfNanoReader(NanoAodReader):
         event = block.event_of_jet[jet]
         row = tracks_of_links(link, candidates.counts, event, f"{prefix}pFCandsIdx", block.table.path)
         charged = candidates.column("charge")[row] != 0
-        measured = candidates.column("d0Err")[row] > 0
+        d0_error = candidates.column("d0Err")[row]
+        measured = d0_error > 0
         position = np.full(block.n_jets, -1)
         position[rows] = np.arange(len(rows))
         chosen = position[jet] >= 0
+        refuse_not_finite({"PFCands_d0Err": d0_error[charged & chosen]}, block.table.path)
         without_details = charged & ~measured & chosen
         self.dropped["charged constituents without track details"] += int(without_details.sum())
         kept = np.flatnonzero(charged & measured & chosen)
@@ -105,6 +108,12 @@ class _Candidates:
         """A column of candidates by its full name."""
         return self._block.flat(column, self.counts)
 
+    def finite(self, name: str, chosen: NDArray[np.int64]) -> Column:
+        """``PFCands_<name>`` of some candidates; an infinite momentum would be a curvature of zero."""
+        values = self.column(name)[chosen]
+        refuse_not_finite({f"PFCands_{name}": values}, self._block.table.path)
+        return values
+
 
 def _jets_and_links(block: EventBlock, prefix: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each pair of jet and constituent, the jet's row in the block and the candidate in its event."""
@@ -131,7 +140,7 @@ def _track_columns(
     dzErr sin(theta), the direction being known so much better than dz.
     """
     scales = UnitScales.of(card)
-    pt, eta, phi, charge, d0, d0_error, dz, dz_error = (candidates.column(name)[track] for name in _NEEDED)
+    pt, eta, phi, charge, d0, d0_error, dz, dz_error = (candidates.finite(name, track) for name in _NEEDED)
     phi = phi * scales.angle_rad
     deta, dphi = relative_angles(eta, phi, *axis)
     sin_theta = 1.0 / np.cosh(eta)
@@ -152,7 +161,7 @@ def _track_columns(
         if "numberOfHits" in candidates:  # pixel and strip layers together
             columns["numberOfSCTHits"] = candidates.column("numberOfHits")[track] - pixel_hits
     if "lostInnerHits" in candidates:
-        innermost = candidates.column("lostInnerHits")[track] == _VALID_HIT_IN_FIRST_LAYER
+        innermost = candidates.finite("lostInnerHits", track) == _VALID_HIT_IN_FIRST_LAYER
         columns["numberOfInnermostPixelLayerHits"] = innermost.astype(np.float64)
     for name, own in card.fields.tracks.items():
         columns[name] = candidates.named(own)[track] * track_factor(name, scales)

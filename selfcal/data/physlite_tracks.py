@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.field_names import missing_fields
+from selfcal.data.finite import refuse_not_finite
 from selfcal.data.jet_axis import (
     Column,
     pseudorapidity,
@@ -109,7 +110,8 @@ def _perigee_columns(
     """Columns by native name, one value per track of a jet; ``counts`` tracks per event in the file."""
     scales = UnitScales.of(card)
     d0, z0, phi, theta, q_over_p = (
-        block.flat(_required(layout, name), counts)[track] for name in ("d0", "z0", "phi", "theta", "qOverP")
+        _finite(name, block.flat(_required(layout, name), counts)[track], block)
+        for name in ("d0", "z0", "phi", "theta", "qOverP")
     )
     phi, theta = phi * scales.angle_rad, theta * scales.angle_rad
     deta, dphi = relative_angles(pseudorapidity(theta), phi, *axis)
@@ -123,7 +125,7 @@ def _perigee_columns(
         columns["z0SinTheta"] = z0 * np.sin(theta) * scales.length_mm
     covariance = _covariance(block, layout, counts, track)
     if covariance is not None:
-        variance = {i: covariance[i, i] for i in range(_PARAMETERS)}
+        variance = {i: _finite(f"variance {i}", covariance[i, i], block) for i in range(_PARAMETERS)}
         with np.errstate(invalid="ignore"):  # a negative variance gives NaN, which is refused
             for name, i in (("phi", 2), ("theta", 3), ("qOverP", 4)):
                 native = f"{name}Uncertainty"
@@ -141,6 +143,12 @@ def _perigee_columns(
             columns[name] = block.flat(str(stored), counts)[track] * track_factor(name, scales)
     _require_known(card)
     return columns
+
+
+def _finite(name: str, values: Column, block: EventBlock) -> Column:
+    """The values as they are; an infinite variance would be a significance of zero."""
+    refuse_not_finite({name: values}, block.table.path)
+    return values
 
 
 def _require_known(card: DataCard) -> None:

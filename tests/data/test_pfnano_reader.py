@@ -141,7 +141,7 @@ def test_conventions_and_damage_are_refused(tmp_path, path):
         read(card_for(write(tmp_path / "links.root", columns)))
     columns = content()
     columns["PFCands"]["dz"] = [[np.nan, -1.0, -0.2, -1.0, 0.3], [-0.4, 0.5]]
-    with pytest.raises(DataError, match=r"z0SinTheta \(1\), lifetimeSignedZ0SinThetaSignificance \(1\)"):
+    with pytest.raises(DataError, match=r"PFCands_dz \(1\)"):
         read(card_for(write(tmp_path / "nan.root", columns)))
     columns = content()
     columns["PFCands"]["dzError"] = columns["PFCands"].pop("dzErr")

@@ -130,6 +130,7 @@ def test_the_standard_model_has_no_null_direction(random_world) -> None:
     assert measured.verdict.smallest_eigenvalue > 1e-6
 
 
+@pytest.mark.fault(9, "a parameter that changes nothing")
 def test_a_parameter_that_changes_nothing_is_named() -> None:
     sample = {
         "name": "s",
@@ -160,6 +161,7 @@ def test_a_fit_that_cannot_converge_is_an_error_and_not_a_number(workspaces) -> 
         fit(HistFactory(spec))
 
 
+@pytest.mark.fault(9, "a singular Hessian")
 def test_a_flat_direction_is_an_error_unless_forced(workspaces) -> None:
     one, two = ([{"name": name, "type": "normfactor", "data": None}] for name in ("one", "two"))
     samples = {"first": ([10.0, 20.0], one), "second": ([5.0, 10.0], two)}

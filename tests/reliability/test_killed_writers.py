@@ -80,12 +80,13 @@ def test_old_or_new_and_whole_fifty_times(tmp_path, scored_source, ask_writer, a
 
 
 @pytest.mark.fault(2, "kill -9 during writes of a tagger bundle (two files)")
-def test_a_bundle_is_whole_or_refused(tmp_path, ask_writer, attempts) -> None:
+@pytest.mark.parametrize("kills", ["short", pytest.param("long", marks=pytest.mark.long)])
+def test_a_bundle_is_whole_or_refused(tmp_path, ask_writer, attempts, kills) -> None:
     from selfcal.errors import DataError
 
     WRITERS["tagger bundle"](tmp_path, 2)
     generator = random.Random(5)
-    for number in range(KILLS["short"]):
+    for number in range(KILLS[kills]):
         with attempts(f"kill {number}"):
             ask_writer(name="tagger bundle", folder=tmp_path, kill_after_s=generator.uniform(0, 0.3))
             try:

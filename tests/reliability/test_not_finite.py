@@ -22,6 +22,8 @@ from selfcal.export.correctionlib_export import correction_set
 from selfcal.export.rows import ScaleFactorRows
 from selfcal.likelihood.workspace_file import read_workspace
 from selfcal.run.atomic import read_json, write_json
+from tests.data import test_pfnano_reader as pfnano
+from tests.data import test_physlite_reader as physlite
 from tests.data.test_nanoaod_reader import content, write
 from tests.export.conftest import make_scale_factors
 from tests.reliability.writers import JETS
@@ -96,6 +98,51 @@ def test_every_column_of_nanoaod(tmp_path, attempts) -> None:
             path = write(tmp_path / "x.root", columns)
             with pytest.raises(DataError):
                 list(read_dataset(card, [path], Wanted(tracks=False, scores=True)))
+
+
+def with_first(values, value: float):
+    """Nested lists of numbers, the first of which is another one."""
+    if isinstance(values, list):
+        return [with_first(values[0], value), *values[1:]]
+    return value
+
+
+@pytest.mark.fault(5, "NaN, +Inf, -Inf in every column of PFNano and PHYSLITE that is used")
+def test_every_column_of_formats_with_tracks(tmp_path, attempts) -> None:
+    path = tmp_path / "x.root"
+    card = pfnano.card_for(path)
+    used = [("Jet", name) for name in ("pt", "eta", "phi", "hadronFlavour")]
+    used += [("PFCands", name) for name in pfnano.content()["PFCands"]]
+    for (group, name), (word, value) in itertools.product(used, NOT_FINITE.items()):
+        with attempts(f"{group}_{name} {word}"):
+            columns = pfnano.content()
+            columns[group][name] = with_first(columns[group][name], value)
+            pfnano.write(path, columns)
+            with pytest.raises(DataError):
+                pfnano.read(card)
+    card = physlite.card_for(path, weights="event", scores={"tagger": "GN2v01"})
+    whole = physlite.content()
+    of_tracks = ("d0", "z0", "vz", "phi", "theta", "qOverP")
+    of_tracks += ("definingParametersCovMatrixDiag", "definingParametersCovMatrixOffDiag")
+    names = [f"{physlite.JET}{name}" for name in ("pt", "eta", "phi")]
+    names += [f"{physlite.TRACK}{name}" for name in of_tracks]
+    names += [name for name in whole if "GN2v01" in name] + ["EventInfoAuxDyn:mcEventWeights"]
+    for name, (word, value) in itertools.product(names, NOT_FINITE.items()):
+        with attempts(f"{name} {word}"):
+            values = whole[name]
+            if name.startswith(physlite.TRACK) or "GN2v01" in name:  # links lead there, to the first as well
+                values = [[with_first(one, value) for one in values[0]], *values[1:]]
+            else:
+                values = with_first(values, value)
+            if name.endswith("OffDiag"):  # only that of z0 and theta is used
+                values = whole[name]
+                values = [
+                    [[value if k == 4 else c for k, c in enumerate(row)] for row in values[0]],
+                    *values[1:],
+                ]
+            physlite.write(path, whole | {name: values})
+            with pytest.raises(DataError):
+                physlite.read(card, tracks=name.startswith((physlite.TRACK, physlite.JET)), scores=True)
 
 
 @pytest.mark.fault(5, "NaN, +Inf, -Inf through every correction and input of our correctionlib file")
