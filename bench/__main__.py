@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import likelihood, maps, scale, tagger
+from bench import likelihood, maps, scale, simulators, tagger
 from bench.scale import tile
 from selfcal.config.card import DataCard
 from selfcal.config.tagger import TaggerConfig
@@ -90,6 +90,7 @@ def main() -> None:
     for label, rate in rates.items():
         print(f"{label:<24}{rate:>12.0f} jets/s")
     print(json.dumps({label: round(rate, 1) for label, rate in rates.items()}))
+    simulators.main([])
     likelihood.main([])
     tagger.main([])
     maps.main([])

@@ -20,8 +20,9 @@ MAY_IMPORT = {
     },
     "selfcal.study.evaluation": {"selfcal/cli/execution.py"},
     "selfcal.study.closure_rows": {"selfcal/study/closure.py", "selfcal/study/evaluation.py"},
-    "selfcal.study.closure": {"selfcal/study/fit_stage.py"},
+    "selfcal.study.closure": {"selfcal/study/fit_stage.py", "selfcal/study/detector_stage.py"},
     "selfcal.study.fit_stage": set(),
+    "selfcal.study.detector_stage": set(),
 }
 """The way from truth to the outside, and who may take each step; the pipeline names its end as text."""
 TRUTH_NAMERS = {"selfcal/data/closure_truth.py", "selfcal/data/hdf5.py"}

@@ -412,13 +412,19 @@ def histograms(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw core and tails (PDF, PNG, SVG).")
     ] = None,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="No inference: what the priors predict, beside data.")
+    ] = False,
     as_json: opt.JsonOption = False,
     debug: opt.DebugOption = False,
 ) -> None:
     """Infer core and tails of a detector from histograms of a significance (its negative side)."""
     del debug
-    from selfcal.cli.histograms import infer_histograms
+    from selfcal.cli.histograms import compare_with_prior, infer_histograms
 
+    if prior:
+        compare_with_prior(data, simulation, plot=plot, as_json=as_json)
+        return
     infer_histograms(data, simulation, modelling_error=modelling_error, plot=plot, as_json=as_json)
 
 

@@ -53,7 +53,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tensorboard": (("selfcal tensorboard runs/demo --follow", "goes on as the training does"),),
     "schema": (("selfcal schema card --out card.json", "for an editor; also 'run' and 'study'"),),
-    "histograms": (("selfcal histograms data.root simulation.root --plot cores.pdf", "with a figure"),),
+    "histograms": (
+        ("selfcal histograms data.root simulation.root --plot cores.pdf", "with a figure"),
+        ("selfcal histograms data.root simulation.root --prior", "what the priors allow, before any fit"),
+    ),
     "study run": (
         ("selfcal study run closure --dry-run", "its points, and which are done"),
         ("selfcal study run closure --config small", "a few hundred jets: everything runs, no number counts"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive, PositiveInt
-from selfcal.sbi.parameters import PRIORS
+from selfcal.sbi.parameters import SPACES, Model
 
 
 class NeuralConfig(Configured):
@@ -39,6 +39,8 @@ class InferenceConfig(Configured):
     """What the detector does differently in data, inferred before the map from tracks that carry
     little lifetime (train fold), and taken over into the simulation.
 
+    ``model`` is the simulator: ``smearing`` of the tracks of any simulation, or, where every simulated card
+    has a ``generate`` block, the ``generator``: the same collisions pass through its own detector again.
     ``method`` is the likelihood: of histograms of tracks (``binned``), or of single jets (``neural``,
     options under ``neural``). ``prior_width`` changes prior widths of single parameters. ``modelling_error``
     is the relative error of every bin, ``multiplicity_error`` that of the number of tracks per jet: what the
@@ -51,7 +53,7 @@ class InferenceConfig(Configured):
     """
 
     enabled: bool = False
-    model: Literal["smearing"] = "smearing"
+    model: Model = "smearing"
     method: Literal["binned", "neural"] = "binned"
     points: PositiveInt = 160
     jets_per_region: PositiveInt = 40_000
@@ -64,6 +66,9 @@ class InferenceConfig(Configured):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if unknown := sorted(set(self.prior_width) - set(PRIORS)):
-            raise ValueError(f"'prior_width' names {unknown}, known are {list(PRIORS)}")
+        known = SPACES[self.model].names
+        if unknown := sorted(set(self.prior_width) - set(known)):
+            raise ValueError(f"'prior_width' names {unknown}, known are {list(known)}")
+        if self.model == "generator" and self.method == "neural":
+            raise ValueError("'method: neural' smears tracks: with 'model: generator' use 'method: binned'")
         return self

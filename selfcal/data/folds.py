@@ -50,6 +50,13 @@ def bootstrap_weights(jets: Jets, bootstrap: int) -> NDArray[np.float64]:
 
 def fold_of(jets: Jets, fractions: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)) -> NDArray[np.int8]:
     """Fold of every jet, (N,) int8 with the values of :class:`Fold`."""
-    uniform = event_hash(jets.dataset, jets.run, jets.event).astype(np.float64) / 2.0**64
+    return fold_of_events(jets.dataset, jets.run, jets.event, fractions)
+
+
+def fold_of_events(
+    dataset: str, run: NDArray[np.int64], event: NDArray[np.int64], fractions: tuple[float, float, float]
+) -> NDArray[np.int8]:
+    """Fold of every event key (N,)."""
+    uniform = event_hash(dataset, run, event).astype(np.float64) / 2.0**64
     edges = np.cumsum(fractions)[:2]
     return np.searchsorted(edges, uniform, side="right").astype(np.int8)

@@ -101,6 +101,22 @@ def generate_datasets(
         _write(request, *_detected(request, plan, pool, cache, workers), output)
 
 
+def simulated_dataset(request: GenerateRequest, cache: Path, workers: int) -> Jets:
+    """The jets that :func:`generate_dataset` writes, from cached truth where there is any.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As :func:`generate_datasets`.
+    """
+    return _detected(request, chunk_plan(request), minimum_bias_pool(cache), cache, workers)[0]
+
+
+def chunk_seed(request: GenerateRequest, chunk: int) -> int:
+    """Seed of the detector for one chunk of truth."""
+    return zlib.crc32(f"{request.name}/{request.seed}/{chunk}".encode())
+
+
 def chunk_plan(request: GenerateRequest, first_chunk: int = 0, quota: int | None = None) -> list[ChunkTask]:
     """The truth chunks of a request: whole ones of ``CHUNK_JETS`` and a last one for the rest."""
     remaining = math.ceil(_MARGIN * request.n_jets) + 10 if quota is None else quota
@@ -133,7 +149,7 @@ def _detected(
         if truth is None:
             ensure_chunks([task], cache, workers)
             continue
-        seed = zlib.crc32(f"{request.name}/{request.seed}/{task.chunk}".encode())
+        seed = chunk_seed(request, task.chunk)
         detected = simulate(truth, request.detector, pool, dataset=request.name, seed=seed)
         kept = np.arange(min(len(detected.jets), request.n_jets - found))
         parts.append(detected.jets.select(kept))

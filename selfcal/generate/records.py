@@ -58,6 +58,14 @@ class TruthJets:
         cut |= {name: getattr(self, name)[:n_particles] for name in PARTICLE_ARRAYS}
         return TruthJets(offsets=self.offsets[: n_jets + 1], **cut)
 
+    def select(self, rows: NDArray[np.integer]) -> TruthJets:
+        """The jets of ``rows`` (increasing) with their particles."""
+        counts = np.diff(self.offsets)[rows]
+        particles = ranges(self.offsets[:-1][rows], counts)
+        chosen = {name: getattr(self, name)[rows] for name in JET_ARRAYS}
+        chosen |= {name: getattr(self, name)[particles] for name in PARTICLE_ARRAYS}
+        return TruthJets(offsets=offsets_from_counts(counts), **chosen)
+
 
 PARTICLE_ARRAYS = ("momentum", "position", "charge", "pdg", "origin", "vertex")
 JET_ARRAYS = tuple(f.name for f in fields(TruthJets) if f.name not in PARTICLE_ARRAYS and f.name != "offsets")

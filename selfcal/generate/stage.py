@@ -72,7 +72,7 @@ def run_generate(context: RunContext) -> list[Path]:
             wanted.append((request, output))
     if wanted:
         workers = config.generate.workers or os.cpu_count() or 1
-        generate_datasets(wanted, _cache(context), workers, _Report(context))
+        generate_datasets(wanted, collision_cache(context), workers, _Report(context))
         for request, output in wanted:
             write_json(_note(output), _identity(output, request))
     return outputs
@@ -91,7 +91,8 @@ class _Report:
         self._tracker.update(done)
 
 
-def _cache(context: RunContext) -> Path:
+def collision_cache(context: RunContext) -> Path:
+    """Where the truth of generated jets is kept: ``generate.cache``, or the run's own folder."""
     shared = context.config.generate.cache
     return Path(shared).expanduser() if shared else context.directory.cache
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from selfcal.data.jets import Jets
 from selfcal.run.context import RunContext
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.parameters import SmearingParameters
-from selfcal.sbi.posterior import load_posterior
+from selfcal.sbi.posterior import load_posterior, read_posterior
+from selfcal.sbi.resimulation import resimulated
 from selfcal.sbi.smearing import smear
-
-Correction = Callable[[Jets], Jets]
+from selfcal.training.samples import Correction, Replacement
 
 
 def load_correction(context: RunContext) -> tuple[Correction | None, tuple[Correction, ...]]:
@@ -22,6 +21,13 @@ def load_correction(context: RunContext) -> tuple[Correction | None, tuple[Corre
     """
     if not context.config.inference.enabled:
         return None, ()
+    if context.config.inference.model == "generator":
+        found = read_posterior(context.directory.results)
+        centre, *shifted = (
+            Replacement(partial(resimulated, context, theta=theta))
+            for theta in (found.mean, *(found.mean + found.directions()))
+        )
+        return centre, tuple(shifted)
     posterior, donors, seed = load_posterior(context.directory.results)
     directions = (SmearingParameters.from_vector(posterior.mean + shift) for shift in posterior.directions())
     varied = tuple(partial(_smeared, parameters=one, donors=donors, seed=seed) for one in directions)

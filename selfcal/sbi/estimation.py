@@ -13,12 +13,13 @@ from selfcal.run.context import RunContext
 from selfcal.sbi.chain_check import binned_log_density, chain_available, compare_with_chain
 from selfcal.sbi.diagnostics import predictive_check
 from selfcal.sbi.donors import Donors
-from selfcal.sbi.inference import RegionTracks, design_sizes, infer_smearing
+from selfcal.sbi.inference import RegionTracks, design_sizes, infer_detector, infer_smearing
 from selfcal.sbi.jet_bank import simulated_rows
 from selfcal.sbi.jet_predictive import predictive_jets, shares_of, split_numbers
 from selfcal.sbi.neural_inference import NeuralInference, infer_neural, likelihood_of
-from selfcal.sbi.parameters import PARAMETERS
+from selfcal.sbi.parameters import PARAMETERS, SPACES
 from selfcal.sbi.posterior import Posterior
+from selfcal.sbi.resimulation import ResimulatedRates
 from selfcal.sbi.set_posterior import compare_with_sets
 from selfcal.sbi.unbinned_likelihood import fit_unbinned
 
@@ -39,7 +40,7 @@ class Estimate:
     """
 
     posterior: Posterior
-    donors: Donors
+    donors: Donors | None
     predicted: list[dict[str, Any]]
     shares: Floats
     chain: dict[str, Any] | None
@@ -62,10 +63,15 @@ def estimate(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
 
 def _binned(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
     config, seed = context.config.inference, context.config.seed
-    tracker = context.progress("detectors simulated", sum(design_sizes(config)))
+    space = SPACES[config.model]
+    tracker = context.progress("detectors simulated", sum(design_sizes(config, space)))
     scratch = context.directory.checkpoints / "inference"
-    found = infer_smearing(tracks, config, seed, scratch=scratch, on_point=tracker.update)
-    chain, size = None, len(PARAMETERS)
+    if config.model == "generator":
+        rates = ResimulatedRates(context, [one.name for one in tracks])
+        found = infer_detector(tracks, rates, space, config, seed, scratch=scratch, on_point=tracker.update)
+    else:
+        found = infer_smearing(tracks, config, seed, scratch=scratch, on_point=tracker.update)
+    chain, size = None, len(space.names)
     if _chain_wanted(context):
         density = binned_log_density(found.likelihood, found.fit.variance)
         chain = compare_with_chain(density, found.fit.best, found.fit.covariance, size, seed)

@@ -144,11 +144,8 @@ def infer_from_histograms(
     FitError
         If the minimisation does not converge.
     """
-    _check(name, data, simulation, edges)
-    join = max(round(FINEST_BIN / float(edges[1] - edges[0])), 1)
-    usable = len(data) // join * join
-    data, simulation = (part[:usable].reshape(-1, join).sum(1) for part in (data, simulation))
-    edges = edges[: usable + 1 : join]
+    check_histograms(name, data, simulation, edges)
+    data, simulation, edges = joined_bins(data, simulation, edges)
     rebin = _rebinning(edges)
     total, simulated = data.sum(), simulation.sum()
     observed = rebin @ data
@@ -203,24 +200,36 @@ def infer_from_files(data: Path, simulation: Path, modelling_error: float) -> li
     DataError
         If a file cannot be read or they have no one-dimensional histogram in common.
     """
+    return [
+        infer_from_histograms(name, observed, simulated, edges, modelling_error=modelling_error)
+        for name, observed, simulated, edges in histogram_pairs(data, simulation)
+    ]
+
+
+def histogram_pairs(data: Path, simulation: Path) -> list[tuple[str, Floats, Floats, Floats]]:
+    """Name, counts of data and of simulation, and edges of every histogram that both ROOT files hold.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, they have no one-dimensional histogram in common, or its bins differ.
+    """
     of_data, of_simulation = read_histograms(data), read_histograms(simulation)
-    shared = [name for name in of_data if name in of_simulation]
-    if not shared:
+    pairs = []
+    for name, (observed, edges) in of_data.items():
+        if name not in of_simulation:
+            continue
+        simulated, other = of_simulation[name]
+        if len(edges) != len(other) or not np.allclose(edges, other):
+            raise DataError(f"histogram '{name}' has other bins in data than in simulation", where=str(data))
+        pairs.append((name, observed, simulated, edges))
+    if not pairs:
         raise DataError(
             "no histogram of this file is in the other one",
             where=f"{data} and {simulation}",
             expected="one-dimensional histograms of the same names",
         )
-    return [_of_pair(name, of_data[name], of_simulation[name], modelling_error, data) for name in shared]
-
-
-def _of_pair(
-    name: str, data: tuple[Floats, Floats], simulation: tuple[Floats, Floats], error: float, path: Path
-) -> HistogramInference:
-    (observed, edges), (simulated, other) = data, simulation
-    if len(edges) != len(other) or not np.allclose(edges, other):
-        raise DataError(f"histogram '{name}' has other bins in data than in simulation", where=str(path))
-    return infer_from_histograms(name, observed, simulated, edges, modelling_error=error)
+    return pairs
 
 
 def as_json_rows(found: Sequence[HistogramInference]) -> list[Mapping[str, object]]:
@@ -243,7 +252,22 @@ def as_json_rows(found: Sequence[HistogramInference]) -> list[Mapping[str, objec
     ]
 
 
-def _check(name: str, data: Floats, simulation: Floats, edges: Floats) -> None:
+def joined_bins(data: Floats, simulation: Floats, edges: Floats) -> tuple[Floats, Floats, Floats]:
+    """Both histograms and their edges with bins of ``FINEST_BIN`` at least; what is left over is cut off."""
+    join = max(round(FINEST_BIN / float(edges[1] - edges[0])), 1)
+    usable = len(data) // join * join
+    of_data, of_simulation = (part[:usable].reshape(-1, join).sum(1) for part in (data, simulation))
+    return of_data, of_simulation, edges[: usable + 1 : join]
+
+
+def check_histograms(name: str, data: Floats, simulation: Floats, edges: Floats) -> None:
+    """Even bins from zero, and contents that are numbers of tracks.
+
+    Raises
+    ------
+    DataError
+        If not.
+    """
     steps = np.diff(edges)
     if edges[0] != 0 or not np.allclose(steps, steps[0]):
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,15 @@ from selfcal.sbi.binned_likelihood import (
 from selfcal.sbi.donors import Donors, collect_donors
 from selfcal.sbi.emulator import QuadraticEmulator, fit_emulator, gaussian_design, n_terms
 from selfcal.sbi.noise import draw_noise
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
+from selfcal.sbi.parameters import SMEARING, ParameterSpace, SmearingParameters
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.summaries import Counts, count_samples
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int], None]
+Rates = Callable[[Floats], Floats]
+"""A simulator as the inference sees it: θ (D,) -> rates per jet of regions, flavours and bins, (R F B,)."""
 CHUNK = 16
 """Points of a design per file: what a killed inference loses at most."""
 SECOND_REACH = 3.0
@@ -51,10 +53,10 @@ class RegionTracks:
 
 @dataclass(frozen=True)
 class Inference:
-    """What :func:`infer_smearing` finds."""
+    """What :func:`infer_detector` finds; ``donors`` where tracks were smeared."""
 
     posterior: Posterior
-    donors: Donors
+    donors: Donors | None
     likelihood: BinnedLikelihood
     fit: LaplaceFit
 
@@ -89,6 +91,31 @@ def infer_smearing(
     scratch: Path | None = None,
     on_point: Progress = lambda _: None,
 ) -> Inference:
+    """:func:`infer_detector` with the given simulation, its tracks smeared.
+
+    Raises
+    ------
+    DataError
+        If fields are absent or there are no tracks.
+    FitError
+        If the fit does not converge.
+    """
+    donors = collect_donors([jets for region in regions for jets in region.simulation], seed)
+    rates = SmearedRates(regions, donors, seed)
+    found = infer_detector(regions, rates, SMEARING, config, seed, scratch=scratch, on_point=on_point)
+    return replace(found, donors=donors)
+
+
+def infer_detector(
+    regions: Sequence[RegionTracks],
+    rates: Rates,
+    space: ParameterSpace,
+    config: InferenceConfig,
+    seed: int,
+    *,
+    scratch: Path | None = None,
+    on_point: Progress = lambda _: None,
+) -> Inference:
     """Two designs: one as wide as the prior, one around what the first finds.
 
     The first emulator has no products of parameters. With ``scratch`` every ``CHUNK`` points leave
@@ -101,7 +128,6 @@ def infer_smearing(
     FitError
         If the fit does not converge.
     """
-    donors = collect_donors([jets for region in regions for jets in region.simulation], seed)
     observations = [
         Observation(
             region.name,
@@ -112,29 +138,28 @@ def infer_smearing(
         )
         for region in regions
     ]
-    rates = SmearedRates(regions, donors, seed)
-    identity = _identity(observations, seed)
-    nominal, widths = NOMINAL.vector(), prior_widths(config.prior_width)
+    identity = _identity(observations, space, seed)
+    nominal, widths = space.nominal, space.widths(config.prior_width)
     centre, reach = nominal, widths
     done = 0
     start: Floats | None = None
-    for number, points in enumerate(design_sizes(config), start=1):
+    for number, points in enumerate(design_sizes(config, space), start=1):
         cross = number == 2
         design = gaussian_design(centre, reach, points, seed + number)
-        # What the smearing model cannot do (a negative rate) is evaluated at its nearest neighbour.
-        design = np.stack([SmearingParameters.from_vector(theta).vector() for theta in design])
+        # What a simulator cannot do (a negative rate) is evaluated at its nearest neighbour.
+        design = space.within(design)
         outputs = evaluate_detectors(rates, design, scratch, identity, done, on_point)
         done += points
         emulator = fit_emulator(design, outputs, centre, reach, cross=cross)
         likelihood = build(observations, emulator, nominal, widths, config)
         fit = fit_laplace(likelihood, start)
         start = fit.best
-        size = len(PARAMETERS)
+        size = len(space.names)
         sigma = np.sqrt(np.diag(fit.covariance)[:size])
-        centre = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
+        centre = space.within(likelihood.theta(fit.best))
         reach = widths * np.clip(SECOND_REACH * sigma, SECOND_WIDTH_MIN, 1.0)
     covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
-    return Inference(Posterior(centre, covariance, widths), donors, likelihood, fit)
+    return Inference(Posterior(centre, covariance, widths, space), None, likelihood, fit)
 
 
 def build(
@@ -155,14 +180,14 @@ def build(
     )
 
 
-def design_sizes(config: InferenceConfig) -> tuple[int, int]:
+def design_sizes(config: InferenceConfig, space: ParameterSpace = SMEARING) -> tuple[int, int]:
     """Points of both designs; the second one at least 1.4 per term of its emulator."""
-    first, second = (n_terms(len(PARAMETERS), cross=cross) for cross in (False, True))
+    first, second = (n_terms(len(space.names), cross=cross) for cross in (False, True))
     return max(int(2 * first), config.points // 3), max(int(1.4 * second), config.points)
 
 
-def _identity(observations: Sequence[Observation], seed: int) -> str:
-    digest = hashlib.sha256(f"{seed} {PARAMETERS}".encode())
+def _identity(observations: Sequence[Observation], space: ParameterSpace, seed: int) -> str:
+    digest = hashlib.sha256(f"{seed} {space.names}".encode())
     for one in observations:
         for counts in (one.simulation, one.data):
             digest.update(counts.total.tobytes() + counts.spread.tobytes())
@@ -170,7 +195,7 @@ def _identity(observations: Sequence[Observation], seed: int) -> str:
 
 
 def evaluate_detectors(
-    rates: SmearedRates,
+    rates: Rates,
     design: Floats,
     scratch: Path | None,
     identity: str,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from selfcal.generate import theta as generator
 
 
 class SmearingParameters(BaseModel):
@@ -101,10 +105,10 @@ def within_ranges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.clip(values, low, high), np.float64)
 
 
-def _range(name: str) -> tuple[float, float]:
+def _range(model: type[BaseModel], name: str) -> tuple[float, float]:
     margin = 1e-9
     low, high = -np.inf, np.inf
-    for bound in SmearingParameters.model_fields[name].metadata:
+    for bound in model.model_fields[name].metadata:
         for attribute in ("gt", "ge"):
             if (edge := getattr(bound, attribute, None)) is not None:
                 low = max(low, edge + margin * (attribute == "gt"))
@@ -113,4 +117,57 @@ def _range(name: str) -> tuple[float, float]:
     return low, high
 
 
-_RANGES = np.array([_range(name) for name in PARAMETERS]).T
+_RANGES = np.array([_range(SmearingParameters, name) for name in PARAMETERS]).T
+
+Model = Literal["smearing", "generator"]
+
+
+@dataclass(frozen=True)
+class ParameterSpace:
+    """The D parameters of a simulator: names and units, nominal values and default prior widths."""
+
+    model: Model
+    values: type[BaseModel]
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    nominal_values: tuple[float, ...]
+    default_widths: tuple[float, ...]
+
+    @property
+    def nominal(self) -> NDArray[np.float64]:
+        """(D,)"""
+        return np.array(self.nominal_values)
+
+    def widths(self, changed: Mapping[str, float]) -> NDArray[np.float64]:
+        """Prior widths, some of them ``changed``, (D,)."""
+        pairs = zip(self.names, self.default_widths, strict=True)
+        return np.array([changed.get(name, width) for name, width in pairs])
+
+    def within(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``values`` (..., D), those beyond their range put just inside it."""
+        low, high = self._ranges
+        return np.asarray(np.clip(values, low, high), np.float64)
+
+    @cached_property
+    def _ranges(self) -> NDArray[np.float64]:
+        return np.array([_range(self.values, name) for name in self.names]).T
+
+
+SMEARING = ParameterSpace(
+    "smearing",
+    SmearingParameters,
+    PARAMETERS,
+    tuple(prior.unit for prior in PRIORS.values()),
+    tuple(NOMINAL.vector().tolist()),
+    tuple(prior.width for prior in PRIORS.values()),
+)
+GENERATOR = ParameterSpace(
+    "generator",
+    generator.DetectorParameters,
+    tuple(generator.PRIORS),
+    tuple(prior.unit for prior in generator.PRIORS.values()),
+    tuple(prior.mean for prior in generator.PRIORS.values()),
+    tuple(prior.width for prior in generator.PRIORS.values()),
+)
+SPACES: dict[Model, ParameterSpace] = {space.model: space for space in (SMEARING, GENERATOR)}
+"""What a simulator may vary, by ``inference.model``."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, read_json, write_arrays, write_json
 from selfcal.sbi.donors import Donors
-from selfcal.sbi.parameters import PARAMETERS, PRIORS, SmearingParameters
+from selfcal.sbi.parameters import SMEARING, SPACES, ParameterSpace, SmearingParameters
 
 Floats = NDArray[np.float64]
 POSTERIOR_NAME, SAMPLES_NAME, DONORS_NAME = (
@@ -26,7 +26,7 @@ SAMPLES = 4000
 
 @dataclass(frozen=True)
 class Posterior:
-    """Gaussian posterior of the D parameters of ``PARAMETERS``, in their own units.
+    """Gaussian posterior of the D parameters of ``space``, in their own units.
 
     Attributes
     ----------
@@ -38,10 +38,11 @@ class Posterior:
     mean: Floats
     covariance: Floats
     prior_width: Floats
+    space: ParameterSpace = SMEARING
 
     @property
     def parameters(self) -> SmearingParameters:
-        """The posterior mean as parameters."""
+        """The posterior mean as parameters of the smearing model."""
         return SmearingParameters.from_vector(self.mean)
 
     @property
@@ -71,22 +72,24 @@ class Posterior:
 
 
 def save_posterior(
-    posterior: Posterior, donors: Donors, seed: int, diagnostics: dict[str, Any], folder: Path
+    posterior: Posterior, donors: Donors | None, seed: int, diagnostics: dict[str, Any], folder: Path
 ) -> list[Path]:
-    """Write ``posterior.json``, ``posterior_samples.safetensors`` and ``donors.safetensors``."""
+    """Write ``posterior.json``, ``posterior_samples.safetensors`` and, if any, ``donors.safetensors``."""
+    space = posterior.space
     rows = [
         {
             "name": name,
-            "unit": PRIORS[name].unit,
+            "unit": unit,
             "nominal": float(nominal),
             "prior_width": float(width),
             "mean": float(mean),
             "uncertainty": float(sigma),
             "contraction": float(contraction),
         }
-        for name, nominal, width, mean, sigma, contraction in zip(
-            PARAMETERS,
-            SmearingParameters().vector(),
+        for name, unit, nominal, width, mean, sigma, contraction in zip(
+            space.names,
+            space.units,
+            space.nominal,
             posterior.prior_width,
             posterior.mean,
             posterior.uncertainty,
@@ -96,40 +99,64 @@ def save_posterior(
     ]
     content = {
         "schema_version": FORMAT_VERSION,
-        "model": "smearing",
+        "model": space.model,
         "seed": seed,
         "parameters": rows,
         "covariance": posterior.covariance.tolist(),
-        "track_fields": list(donors.track_fields),
+        **({"track_fields": list(donors.track_fields)} if donors is not None else {}),
         **diagnostics,
     }
-    write_arrays(folder / DONORS_NAME, donors.arrays())
+    names = [POSTERIOR_NAME, SAMPLES_NAME]
+    if donors is not None:
+        write_arrays(folder / DONORS_NAME, donors.arrays())
+        names.append(DONORS_NAME)
     write_arrays(folder / SAMPLES_NAME, {"theta": posterior.draw(SAMPLES, seed)})
     write_json(folder / POSTERIOR_NAME, content)
-    return [folder / name for name in (POSTERIOR_NAME, SAMPLES_NAME, DONORS_NAME)]
+    return [folder / name for name in names]
 
 
-def load_posterior(folder: Path) -> tuple[Posterior, Donors, int]:
-    """Posterior, donors and seed of the noise, as :func:`save_posterior` wrote them.
+def read_posterior(folder: Path) -> Posterior:
+    """The posterior of either simulator, as :func:`save_posterior` wrote it.
 
     Raises
     ------
     DataError
-        If a file is missing, damaged, or has another form.
+        If the file is missing, damaged, or has another form.
     """
     content = read_json(folder / POSTERIOR_NAME)
-    arrays = read_arrays(folder / DONORS_NAME)
     try:
         if content["schema_version"] != FORMAT_VERSION:
             raise ValueError(f"schema version {content['schema_version']}, expected {FORMAT_VERSION}")
-        rows = content["parameters"]
-        if tuple(row["name"] for row in rows) != PARAMETERS:
+        rows, space = content["parameters"], SPACES[content["model"]]
+        if tuple(row["name"] for row in rows) != space.names:
             raise ValueError("the parameters are not those of this version")
-        posterior = Posterior(
+        return Posterior(
             np.array([row["mean"] for row in rows]),
             np.array(content["covariance"]),
             np.array([row["prior_width"] for row in rows]),
+            space,
         )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"not a posterior of this version: {error}", where=str(folder)) from error
+
+
+def load_posterior(folder: Path) -> tuple[Posterior, Donors, int]:
+    """Posterior of the smearing model, donors and seed of the noise, as :func:`save_posterior` wrote them.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged, has another form, or is of the other simulator.
+    """
+    posterior = read_posterior(folder)
+    if posterior.space is not SMEARING:
+        raise DataError(
+            "the posterior is of the generator's own detector, and here tracks are smeared",
+            where=str(folder / POSTERIOR_NAME),
+            fix="infer with 'inference.model: smearing'",
+        )
+    content, arrays = read_json(folder / POSTERIOR_NAME), read_arrays(folder / DONORS_NAME)
+    try:
         return posterior, Donors(track_fields=tuple(content["track_fields"]), **arrays), int(content["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a posterior of this version: {error}", where=str(folder)) from error

@@ -17,7 +17,6 @@ from selfcal.data.jets import Jets
 from selfcal.run.context import RunContext
 from selfcal.sbi.estimation import estimate
 from selfcal.sbi.inference import RegionTracks
-from selfcal.sbi.parameters import PARAMETERS
 from selfcal.sbi.posterior import Posterior, save_posterior
 from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.samples import jets_in_fold
@@ -138,17 +137,18 @@ def composition_rows(shares: NDArray[np.float64], tracks: Sequence[RegionTracks]
 
 
 def _say(context: RunContext, posterior: Posterior, diagnostics: dict[str, Any]) -> None:
-    moved = (posterior.mean - posterior.parameters.__class__().vector()) / posterior.uncertainty
+    moved = (posterior.mean - posterior.space.nominal) / posterior.uncertainty
     strongest = np.argsort(-np.abs(moved))[:3]
     named = ", ".join(
-        f"{PARAMETERS[i]} {posterior.mean[i]:.3f}±{posterior.uncertainty[i]:.3f}" for i in strongest
+        f"{posterior.space.names[i]} {posterior.mean[i]:.3f}±{posterior.uncertainty[i]:.3f}"
+        for i in strongest
     )
     overall = diagnostics["predictive"][0]
     context.say(f"infer: {named}; posterior predictive p = {overall['p_value']:.2f}")
     if diagnostics["inflation"] > 1:
         context.say(
-            f"infer: the smearing model does not describe the data (χ²/ndf = {overall['chi2']:.0f}/"
-            f"{overall['ndf']}): covariance times {diagnostics['inflation']:.2f}"
+            f"infer: the {posterior.space.model} model does not describe the data (χ²/ndf = "
+            f"{overall['chi2']:.0f}/{overall['ndf']}): covariance times {diagnostics['inflation']:.2f}"
         )
     for name in diagnostics["flagged"]:
         context.say(f"infer: not described: {name}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,16 @@ from selfcal.data.jets import Jets
 from selfcal.data.reading import Wanted, read_dataset
 from selfcal.run.context import RunContext
 
-Correction = Callable[[Jets], Jets]
-"""The simulation as another detector would have measured it."""
+
+@dataclass(frozen=True)
+class Replacement:
+    """Another simulation in place of the files of a card: ``jets`` gives that of every card."""
+
+    jets: Callable[[DataCard], Iterable[Jets]]
+
+
+Correction = Callable[[Jets], Jets] | Replacement
+"""The simulation as another detector would have measured it: made of its jets, or made anew."""
 
 
 def within_range(jets: Jets, config: DataConfig) -> NDArray[np.bool_]:
@@ -47,14 +55,20 @@ def read_card(context: RunContext, card: DataCard, correction: Correction | None
     generation (dijet, by pT^4) would leave an effective sample of a few per cent; such a spectrum
     is used as it is, in simulation and data alike, so that pseudo-data counts stay Poisson.
     """
-    for jets in read_dataset(card, context.dataset_path(card), wanted_of(context, card)):
+    correction = correction if context.corrected(card) else None
+    source: Iterable[Jets]
+    if isinstance(correction, Replacement):
+        source = correction.jets(card)
+    else:
+        source = read_dataset(card, context.dataset_path(card), wanted_of(context, card))
+    for jets in source:
         chosen = jets.select(in_use(jets, context.config.data))
         if card.weights != "event":
             chosen = replace(chosen, weight=np.ones(len(chosen)))
         bootstrap = context.config.data.bootstrap
         if bootstrap and card.role == "data" and card.use != "truth":
             chosen = replace(chosen, weight=chosen.weight * bootstrap_weights(chosen, bootstrap))
-        yield correction(chosen) if correction is not None and context.corrected(card) else chosen
+        yield chosen if correction is None or isinstance(correction, Replacement) else correction(chosen)
 
 
 def jets_in_fold(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from selfcal.errors import ConfigError
 from selfcal.run.atomic import read_arrays, read_json
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
+from selfcal.run.progress import SilentReporter
 from selfcal.sbi.correction import load_correction
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
@@ -177,3 +180,43 @@ def test_large_samples_are_thinned_by_events(make_toy_jets):
     for jets, whole in zip(kept, samples, strict=True):
         assert np.isin(whole.event, jets.event).sum() == len(jets)
     assert thinned(samples, 6000) == samples
+
+
+class Listening(SilentReporter):
+    """Keeps what a stage says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_data_outside_of_the_model_are_noticed_widened_and_named(folder, make_toy_jets, tmp_path, inferred):
+    """A third of the tracks near the vertex pulled together around 2.2 σ: no smearing does that."""
+    jets = make_toy_jets(2500, seed=2, dataset="data")
+    tracks = jets.tracks.copy()
+    d0, significance = (jets.track_fields.index(name) for name in ("d0", "lifetimeSignedD0Significance"))
+    chosen = (np.abs(tracks[:, significance]) < 3) & (np.arange(len(tracks)) % 3 == 0)
+    sigma = np.abs(tracks[chosen, d0] / tracks[chosen, significance])
+    sign = np.sign(tracks[chosen, significance])
+    tracks[chosen, d0] = np.sign(tracks[chosen, d0]) * 2.2 * sigma
+    tracks[chosen, significance] = 2.2 * sign
+    write_jets(tmp_path / "data.h5", replace(jets, tracks=tracks), labels=False)
+    for name in ("sim.h5", "truth.h5", "sim.yaml", "data.yaml", "truth.yaml"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    reporter = Listening()
+    context = replace(context_of(tmp_path, enabled=True), reporter=reporter)
+    run_infer(context)
+    content = read_json(context.directory.results / "posterior.json")
+    overall = content["predictive"][0]
+    assert overall["p_value"] < 0.001
+    assert content["inflation"] == pytest.approx(overall["chi2"] / overall["ndf"])
+    assert content["inflation"] > 1.5
+    assert any("d0" in name for name in content["flagged"])
+    said = "\n".join(reporter.said)
+    assert "does not describe the data" in said
+    assert "not described: only d0" in said
+    # The same jets as the model has them raise no alarm.
+    regular = read_json(inferred[0].directory.results / "posterior.json")
+    assert (regular["inflation"], regular["flagged"]) == (1.0, [])
