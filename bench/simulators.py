@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ def generator(process: str, jets: int, cache: Path) -> Callable[[DetectorParamet
     truth = [
         (found, chunk_seed(request, t.chunk)) for t in plan if (found := load_chunk(t, cache)) is not None
     ]
-    return lambda detector: [
-        simulate(one, detector, pool, dataset=request.name, seed=seed).jets for one, seed in truth
-    ]
+
+    def simulated(detector: DetectorParameters) -> list[Jets]:
+        parts = [simulate(one, detector, pool, dataset=request.name, seed=seed).jets for one, seed in truth]
+        # As in a run: weights that undo a biased generation leave hardly any effective jets.
+        return [replace(jets, weight=np.ones(len(jets))) for jets in parts]
+
+    return simulated
 
 
 def rates(jets: Sequence[Jets]) -> Floats:
