@@ -140,6 +140,13 @@ def torchrun(folder: Path, out: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def train_together(folder: Path, out: str) -> None:
+    """Two processes that are left alone."""
+    launcher = torchrun(folder, out)
+    said = launcher.communicate()[1]
+    assert launcher.returncode == 0, said
+
+
 def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> int:
     """The id of the launcher's child with this rank."""
     for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
@@ -151,8 +158,8 @@ def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> int:
 @pytest.mark.long
 @pytest.mark.fault(11, "one of two processes of torchrun killed: an end within a minute, resume")
 def test_a_process_of_a_training_is_killed(selfcal, project, attempts) -> None:  # noqa: F811
-    validated(selfcal, project, 60, "alone", "first", "second")
-    assert torchrun(project, "alone").wait() == 0
+    validated(selfcal, project, 40, "alone", "first", "second")
+    train_together(project, "alone")
     expected = trained(project / "alone")
     for rank, out in enumerate(("first", "second")):
         with attempts(f"rank {rank}"):
@@ -167,5 +174,5 @@ def test_a_process_of_a_training_is_killed(selfcal, project, attempts) -> None: 
             assert "another process of torchrun has ended" in said or "interrupted during 'train'" in said
             assert "/selfcal/" not in said  # no traceback of ours
             assert not (project / out / "checkpoints/tagger").exists()
-            assert torchrun(project, out).wait() == 0
+            train_together(project, out)
             assert trained(project / out) == expected
