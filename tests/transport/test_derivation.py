@@ -13,8 +13,8 @@ import torch
 from selfcal.config.calibration import MapConfig
 from selfcal.data.scored import concatenate
 from selfcal.errors import DataError, FitError
-from selfcal.run.atomic import read_arrays
-from selfcal.run.sealed import read_sealed, write_sealed
+from selfcal.run.atomic import read_arrays, write_arrays
+from selfcal.run.sealed import write_sealed
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation, write_inputs
@@ -196,9 +196,13 @@ def test_a_lost_process_is_an_error_that_says_what_to_do(tmp_path: Path) -> None
     assert "finished tasks are kept" in (caught.value.fix or "")
 
 
-def test_a_map_of_another_version_is_refused(calibration: Calibration, tmp_path: Path) -> None:
-    save_calibration(calibration, CONFIG.map, tmp_path)
-    described = read_sealed(tmp_path / "map.json")
-    write_sealed(tmp_path / "map.json", described | {"format_version": 99})
-    with pytest.raises(DataError, match="not a calibration of this version: format version 99"):
-        load_calibration(tmp_path)
+def test_a_map_of_another_version_is_refused(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "map.safetensors", {"prior/fractions": np.ones((1, 4))})
+    for content, message in (
+        ({"format_version": 99}, "format version 99, expected 2"),
+        ({}, "'format_version'"),
+    ):
+        write_sealed(tmp_path / "map.json", content)
+        with pytest.raises(DataError, match=f"not a calibration of this version: {message}") as caught:
+            load_calibration(tmp_path)
+        assert caught.value.where == str(tmp_path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from selfcal.config.calibration import MapConfig
+from selfcal.run.atomic import write_arrays
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.families import FAMILY_OPTIONS, derive_families, family_of, map_config, with_map
+from tests.transport.synthetic_world import CONFIG, SyntheticWorld, prepare
 
 
 def test_the_family_of_a_configuration_is_found_again() -> None:
@@ -66,17 +68,17 @@ def test_a_configuration_of_no_family_has_none() -> None:
 
 
 def test_replicas_of_a_map_by_distance_are_not_shared_with_one_by_likelihood(
-    derived: tuple[Derivation, ScoreFrame], tmp_path: Path
+    world: SyntheticWorld, tmp_path: Path
 ) -> None:
     """They come without densities of their own, which the likelihood needs."""
-    source = derived[0]
-    by_distance = replace(
-        source,
-        config=source.config.model_copy(update={"map": map_config("residual", source.config.map)}),
-    )
-    folder = with_map(by_distance, tmp_path, source.config.map)
-    shared = {path.name for path in folder.iterdir()}
-    assert {"composition.safetensors", "densities.safetensors"} <= shared
-    assert not any(name.startswith("bulk") for name in shared)
-    both = with_map(by_distance, tmp_path, by_distance.config.map.model_copy(update={"steps": 3}))
-    assert (both / "bulk-0.safetensors").samefile(source.path("bulk-0"))
+    by_likelihood, by_distance = (MapConfig(family=family, steps=3) for family in ("flow", "residual"))
+    config = CONFIG.model_copy(update={"map": by_distance})
+    source = Derivation.open(prepare(world, tmp_path, config)[1])
+    for task in ("composition", "densities", "identifiability", "bulk-0", "bulk-1"):
+        write_arrays(source.path(task), {"of": np.zeros(1)})
+    folder = with_map(source, tmp_path / "likelihood", by_likelihood)
+    names = {"inputs", "composition", "densities", "identifiability"}
+    assert {path.stem for path in folder.glob("*.safetensors")} == names
+    other = with_map(source, tmp_path / "distance", by_distance.model_copy(update={"steps": 4}))
+    assert {path.stem for path in other.glob("*.safetensors")} == names | {"bulk-0", "bulk-1"}
+    assert (other / "bulk-1.safetensors").samefile(source.path("bulk-1"))
