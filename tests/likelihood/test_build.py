@@ -12,7 +12,7 @@ from selfcal.config.fit import FitConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
-from selfcal.errors import DataError
+from selfcal.errors import ConfigError, DataError
 from selfcal.likelihood.build import (
     HISTOGRAM_BINS,
     MeasureFold,
@@ -20,6 +20,7 @@ from selfcal.likelihood.build import (
     working_point_binning,
     write_discriminants,
 )
+from selfcal.likelihood.stage import two_jets
 from selfcal.likelihood.templates import Binning
 from selfcal.run.atomic import read_arrays
 from selfcal.transport.affine_map import AffineMap
@@ -191,3 +192,9 @@ def test_histograms_have_the_jets_of_data_and_the_fitted_composition(
         np.testing.assert_allclose(arrays[f"nominal_variance/{region}"], squares, atol=1e-9)
         difference = histogram(0.2, weight) - histogram(-0.1, weight)
         np.testing.assert_allclose(error, np.sqrt(difference**2 / 2 + squares), atol=1e-9)
+
+
+def test_pairs_of_jets_need_a_region_that_is_there(fold: MeasureFold, calibration: Calibration) -> None:
+    with pytest.raises(ConfigError, match="no region 'dijet'") as caught:
+        two_jets(fold, calibration, FitConfig(two_jet_region="dijet"), blind=False)
+    assert caught.value.expected == "a region among first, second"

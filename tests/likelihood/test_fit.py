@@ -16,7 +16,7 @@ from selfcal.errors import FitError
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
-from selfcal.likelihood.identifiability import describe, identifiability, require_identifiable
+from selfcal.likelihood.identifiability import _Words, describe, identifiability, require_identifiable
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf, pyhf_twice_nll
 from selfcal.likelihood.stage import measure, postfit_yields, pulls
 from selfcal.likelihood.templates import Binning
@@ -241,3 +241,13 @@ def test_pyhf_refuses_what_is_no_workspace_and_confirms_no_other_likelihood(one_
     broken = {key: value for key, value in measured.workspace.items() if key != "observations"}
     with pytest.raises(FitError, match=r"pyhf refuses the workspace: .*observations"):
         pyhf_twice_nll(broken, measured.result.names, measured.result.best_fit)
+
+
+def test_a_direction_names_what_moves_by_a_tenth_of_the_largest_strongest_first(workspaces) -> None:
+    names = _Words(HistFactory(workspaces.everything()), None)
+    indices = list(range(4))
+    words = [names.of(i) for i in indices]
+    assert len(set(words)) == 4
+    direction = np.array([0.02, -0.4, 0.05, 0.039])
+    assert names.of_direction(direction, indices) == f"{words[1]} with {words[2]}"
+    assert names.of_direction(-10 * direction, indices) == names.of_direction(direction, indices)

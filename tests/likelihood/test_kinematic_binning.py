@@ -154,3 +154,8 @@ def test_a_flavour_without_region_cannot_have_a_target() -> None:
     )
     with pytest.raises(ConfigError, match="no reference region for flavour 'c'"):
         with_target_uncertainty(fold, FitConfig(target_uncertainty={"c": 0.1}))
+
+
+def test_less_than_one_expected_jet_has_a_finite_uncertainty() -> None:
+    found = expected_uncertainty(np.array([2.0]), np.array([0.5]))
+    assert found[0] == pytest.approx(np.sqrt(1.5 / (2.0 * 0.5)))

@@ -9,11 +9,11 @@ import pytest
 
 from selfcal.data.jets import ORIGINS
 from selfcal.errors import DataError
-from selfcal.sbi.donors import collect_donors
+from selfcal.sbi.donors import _randomise, collect_donors
 from selfcal.sbi.noise import draw_noise, hashed_uniform, poisson_quantile
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear, smear_each
-from selfcal.sbi.track_columns import column
+from selfcal.sbi.track_columns import column, track_pt_gev
 
 EVERYTHING = SmearingParameters(
     d0_core_scale_low=1.1,
@@ -238,3 +238,28 @@ def test_streams_are_even_and_independent():
         assert np.histogram(stream, 20, (0, 1))[0].std() < 1.6 * np.sqrt(1000)
     assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(20000)
     assert ((a > 0) & (a < 1)).all()
+
+
+def test_momenta_follow_from_curvature_in_inverse_mev(jets):
+    """|q/p| = 1/(50 GeV) at eta 0 and at eta 1."""
+    tracks = jets.tracks.copy()
+    tracks[:, jets.track_fields.index("qOverP")] = -2e-5
+    tracks[:, jets.track_fields.index("deta")] = 0.0
+    for eta in (0.0, 1.0):
+        straight = replace(jets, tracks=tracks, eta=np.full_like(jets.eta, eta))
+        assert track_pt_gev(straight) == pytest.approx(np.full(len(tracks), 50.0 / np.cosh(eta)), rel=1e-6)
+
+
+def test_drawn_impact_parameters_keep_their_resolution():
+    names = ("d0", "lifetimeSignedD0Significance", "z0SinTheta", "lifetimeSignedZ0SinThetaSignificance")
+    donated = np.array([[0.0, 3.0, -1.0, 2.0], [-1.0, 4.0, 0.0, 5.0], [0.5, -2.0, 0.25, 1.0]], np.float32)
+    before = donated.copy()
+    _randomise(donated, names, np.full((10, 4), 2.0, np.float32), np.random.default_rng(1))
+    assert (np.abs(donated[:, [0, 2]]) <= 2.0).all()
+    assert not np.isin(donated[:, [0, 2]], before[:, [0, 2]]).any()
+    # Where there was no displacement to compare with, the significance stays.
+    assert (donated[0, 1], donated[1, 3]) == (3.0, 5.0)
+    for row, v in ((1, 0), (2, 0), (0, 2), (2, 2)):
+        assert donated[row, v] / donated[row, v + 1] == pytest.approx(
+            before[row, v] / before[row, v + 1], rel=1e-6
+        )
