@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -46,12 +45,11 @@ class Chain:
 
     folder: Path
     program: str = CALL
-    threads: int = 1
     begun_ns: int = field(default_factory=time.time_ns)
 
     def __post_init__(self) -> None:
         words = ("study", "run", "study.yaml", "--out", str(self.folder / "out"))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         environment["PYTHONHASHSEED"] = str(random.Random(str(self.folder)).randrange(1 << 32))
         command = [sys.executable, "-W", "ignore", "-c", self.program, *words]
         with open(self.folder / "said", "ab") as said:
@@ -185,20 +183,3 @@ def test_random_numbers_that_are_not_put_back_are_seen(alone) -> None:
     different = {Path(name).name for name in differing(content(folder), expected)}
     assert {"model.safetensors", "map.safetensors", "scale_factors.json"} <= different
     assert "roc.safetensors" not in different  # of the training before
-
-
-@pytest.mark.long
-def test_with_the_same_tagger_two_threads_give_the_numbers_of_one(alone) -> None:
-    """The training alone depends on the number of threads: all after it is done again with two."""
-    project, _, expected = alone
-    folder = project / "threads"
-    folder.mkdir()
-    shutil.copytree(project / "alone/store", folder / "store")
-    undone = [*folder.glob("store/*/stages/calibrate.json"), *folder.glob("store/*/stages/fit.json")]
-    for path in [*undone, *folder.glob("store/*/checkpoints/joint.safetensors")]:
-        path.unlink()
-    for path in folder.glob("store/*/checkpoints/derivation"):
-        shutil.rmtree(path)
-    assert len(undone) >= 4
-    Chain(folder, threads=2).finish()
-    assert differing(content(folder), expected) == set()
