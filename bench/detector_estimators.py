@@ -4,11 +4,11 @@
 
 Each experiment draws a detector and a composition from their priors, and jets with replacement from the
 simulation of the train fold, smeared by it. Imperfections of the generator for which the likelihoods have
-errors are drawn: those of histograms in their bins; for the neural likelihood a multiplicity per region and a
-relative error of every bin of each summary, as weights. Simulation and population are the same jets, so
-neither counts a statistical error of simulation and the networks learn from no bootstrap. Every experiment
-is a file: a stopped command continues. Printed are coverage of 68 % intervals and pulls per parameter and
-method, their calibration (SBC, TARP), and seconds of CPU.
+errors are drawn: those of histograms in their bins; for the neural likelihood a multiplicity per region and
+a relative error of every bin of the tracks' histograms, as weights of jets. Simulation and population are
+the same jets, so neither counts a statistical error of simulation and the networks all judge all jets.
+Every experiment is a file: a stopped command continues. Printed are coverage of 68 % intervals and pulls
+per parameter and method, their calibration (SBC, TARP), and seconds of CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,42 @@ from selfcal.data.jets import Jets
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.stages import canonical_digest
 from selfcal.sbi.donors import Donors, collect_donors
-from selfcal.sbi.inference import RegionTracks
+from selfcal.sbi.emulator import QuadraticEmulator, fit_emulator, gaussian_design, n_terms
+from selfcal.sbi.inference import RegionTracks, evaluate_detectors
 from selfcal.sbi.jet_bank import sample_rows
-from selfcal.sbi.jet_density import JetRows, joined
 from selfcal.sbi.jet_predictive import detector_in, shares_of
-from selfcal.sbi.neural_inference import Ensemble, infer_neural, train_ensemble
+from selfcal.sbi.jet_scores import JetRows, joined
+from selfcal.sbi.neural_inference import (
+    Ensemble,
+    SmearedMeans,
+    observations_of,
+    set_likelihood,
+    train_ensemble,
+)
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths, within_ranges
 from selfcal.sbi.posterior import Posterior
+from selfcal.sbi.set_likelihood import fit_sets
 from selfcal.sbi.set_posterior import calibration_summary, picked
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import region_tracks, thinned
 from selfcal.sbi.summaries import count_samples
-from selfcal.sbi.unbinned_likelihood import MODELLING_BINS
 from selfcal.study.full_coverage import pull_rows
-from selfcal.study.pseudo_inference import DetectorInference, prepare_inference
+from selfcal.study.pseudo_inference import DetectorInference, prepare_inference, refined
 from selfcal.study.pseudo_stage import finished_run
 from selfcal.training.control_regions import control_regions
 
 Floats = NDArray[np.float64]
 METHODS = ("binned", "neural")
 DRAWS = 500
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The networks, what simulates their means, and the emulator of the means over the prior."""
+
+    ensemble: Ensemble
+    means: SmearedMeans
+    emulator: QuadraticEmulator
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Laboratory:
     seed: int
     donors: Donors
     binned: DetectorInference | None
-    ensemble: Ensemble | None
+    neural: Learnt | None
 
 
 def prepare(
@@ -73,13 +90,20 @@ def prepare(
     scratch: Path,
 ) -> Laboratory:
     """Train the networks and simulate the emulator's detectors; both are kept in ``scratch``."""
-    binned, ensemble = None, None
+    binned, learnt = None, None
     donors = collect_donors([jets for one in regions for jets in one.simulation], seed)
     if "binned" in methods:
         binned = prepare_inference(regions, donors, config, seed, config.points, scratch)
     if "neural" in methods:
-        ensemble = train_ensemble(regions, config, seed, bootstrap=False, scratch=scratch)
-    return Laboratory(tuple(regions), tuple(sizes), config, seed, donors, binned, ensemble)
+        ensemble = train_ensemble(regions, config, seed, crossed=False, scratch=scratch)
+        plain = joined([sample_rows(one.simulation, r, seed) for r, one in enumerate(regions)])
+        means = SmearedMeans(regions, ensemble, plain, seed)
+        nominal, widths = NOMINAL.vector(), prior_widths(config.prior_width)
+        points = max(config.points, 2 * n_terms(len(PARAMETERS), cross=False))
+        design = within_ranges(gaussian_design(nominal, widths, points, seed + 1))
+        outputs = evaluate_detectors(means, design, scratch, means.identity(), 0, lambda _: None)
+        learnt = Learnt(ensemble, means, fit_emulator(design, outputs, nominal, widths, cross=False))
+    return Laboratory(tuple(regions), tuple(sizes), config, seed, donors, binned, learnt)
 
 
 def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
@@ -106,24 +130,33 @@ def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
         posterior = laboratory.binned.posterior(generator, counts, index)
         result["binned"] = _rows(truth, posterior)
         result["seconds"]["binned"] = time.process_time() - begin
-    if laboratory.ensemble is not None:
+    if laboratory.neural is not None:
         begin = time.process_time()
         rows = [sample_rows(members, r, 20_000 + index) for r, members in enumerate(seen)]
         weighted = [with_drawn_weights(one, generator, config.modelling_error) for one in rows]
-        posterior = infer_neural(
-            laboratory.regions, config, laboratory.seed, ensemble=laboratory.ensemble, data=joined(weighted)
-        ).posterior
+        posterior = neural_posterior(laboratory, laboratory.neural, joined(weighted))
         result["neural"] = _rows(truth, posterior)
         result["seconds"]["neural"] = time.process_time() - begin
     return result
 
 
+def neural_posterior(laboratory: Laboratory, learnt: Learnt, data: JetRows) -> Posterior:
+    """As in a run, but with the emulator over the prior, renewed where the fit ends."""
+    config, means = laboratory.config, learnt.means
+    widths, size = prior_widths(config.prior_width), len(PARAMETERS)
+    variances = means.variances(laboratory.regions)
+    observations = observations_of(laboratory.regions, data, learnt.ensemble, variances, config)
+    likelihood_with = partial(set_likelihood, observations, config)
+    likelihood = likelihood_with(learnt.emulator)
+    likelihood, fit = refined(means, likelihood_with, fit_sets, likelihood, fit_sets(likelihood), widths)
+    mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
+    return Posterior(mean, fit.covariance[:size, :size] * np.outer(widths, widths), widths)
+
+
 def with_drawn_weights(rows: JetRows, generator: np.random.Generator, error: float) -> JetRows:
-    """The jets with weights by which every bin of each summary is off by a relative ``error``."""
-    weight = rows.weight.copy()
-    for values in rows.summaries.T:
-        edges = np.quantile(values, np.linspace(0, 1, MODELLING_BINS + 1)[1:-1])
-        weight *= 1 + error * generator.standard_normal(MODELLING_BINS)[np.digitize(values, edges)]
+    """The jets with weights by which every bin of the tracks' histograms is off by a relative ``error``."""
+    drawn = 1 + error * rows.counts.astype(np.float64) @ generator.standard_normal(rows.counts.shape[1])
+    weight = rows.weight * np.maximum(drawn, 0.0)
     return replace(rows, weight=weight * len(weight) / weight.sum())
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcal.sbi.binned_likelihood import BinnedLikelihood, central_jacobian
+from selfcal.sbi.binned_likelihood import central_jacobian
 
 Floats = NDArray[np.float64]
 SAMPLES, WARM_UP = 250, 50
@@ -23,15 +23,15 @@ def chain_available() -> bool:
     return importlib.util.find_spec("pyro") is not None
 
 
-def binned_log_density(likelihood: BinnedLikelihood, variance: Floats) -> Callable[[Tensor], Tensor]:
-    """ln L of standardised parameters with V fixed, with its first derivatives for autograd."""
+def log_density_of(residuals: Callable[[Floats], Floats]) -> Callable[[Tensor], Tensor]:
+    """-½ |residuals|² of standardised parameters, with its first derivatives for autograd."""
 
     def log_density(x: Tensor) -> Tensor:
         at = x.detach().numpy()
-        residuals = likelihood.residuals(at, variance)
-        slope = central_jacobian(lambda z: likelihood.residuals(z, variance), at).T @ residuals
+        here = residuals(at)
+        slope = central_jacobian(residuals, at).T @ here
         # Zero, but for its derivative.
-        return -(0.5 * float(residuals @ residuals) + torch.from_numpy(slope) @ (x - x.detach()))
+        return -(0.5 * float(here @ here) + torch.from_numpy(slope) @ (x - x.detach()))
 
     return log_density
 

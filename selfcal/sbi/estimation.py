@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.run.context import RunContext
-from selfcal.sbi.chain_check import binned_log_density, chain_available, compare_with_chain
+from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 from selfcal.sbi.diagnostics import predictive_check
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.inference import RegionTracks, design_sizes, infer_detector, infer_smearing
-from selfcal.sbi.jet_bank import simulated_rows
 from selfcal.sbi.jet_predictive import predictive_jets, shares_of, split_numbers
-from selfcal.sbi.neural_inference import NeuralInference, infer_neural, likelihood_of
+from selfcal.sbi.neural_inference import (
+    NeuralInference,
+    fit_of_jets,
+    infer_neural,
+    moves_of_networks,
+)
 from selfcal.sbi.parameters import PARAMETERS, SPACES
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.resimulation import ResimulatedRates
 from selfcal.sbi.set_posterior import compare_with_sets
-from selfcal.sbi.unbinned_likelihood import fit_unbinned
 
 Floats = NDArray[np.float64]
 
@@ -73,7 +77,7 @@ def _binned(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
         found = infer_smearing(tracks, config, seed, scratch=scratch, on_point=tracker.update)
     chain, size = None, len(space.names)
     if _chain_wanted(context):
-        density = binned_log_density(found.likelihood, found.fit.variance)
+        density = log_density_of(partial(found.likelihood.residuals, variance=found.fit.variance))
         chain = compare_with_chain(density, found.fit.best, found.fit.covariance, size, seed)
     prior = found.likelihood.fractions
     tilt = found.fit.best[size:].reshape(prior.shape)
@@ -91,21 +95,23 @@ def _neural(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
     config, seed = context.config.inference, context.config.seed
     neural = config.neural
     batches = context.progress("batches of jets learnt", neural.networks * neural.steps)
-    fits = context.progress("networks fitted", neural.networks)
+    points = context.progress("detectors simulated", sum(design_sizes(config)))
     found = infer_neural(
         tracks,
         config,
         seed,
         scratch=context.directory.checkpoints / "inference",
         on_step=batches.update,
-        on_fit=fits.update,
+        on_point=points.update,
     )
-    likelihood, donors = found.likelihoods[0], found.ensemble.donors
-    predicted = predictive_jets(tracks, likelihood.rows, found.best, found.covariance, donors, config, seed)
+    likelihood, fit, donors = found.likelihood, found.fit, found.ensemble.donors
+    predicted = predictive_jets(tracks, found.data, fit.best, fit.covariance, donors, config, seed)
     chain, sets = _checks(context, tracks, found)
-    tilt = split_numbers(found.best, *likelihood.fractions.shape)[1]
+    tilt = split_numbers(fit.best, *likelihood.fractions.shape)[1]
+    sigma = np.sqrt(np.diag(fit.covariance)[: len(PARAMETERS)])
+    spread = moves_of_networks(found).std(axis=0)
     details = {
-        "ensemble": {"networks": len(found.fits), "spread": found.spread.tolist()},
+        "ensemble": {"networks": neural.networks, "spread": (spread / sigma).tolist()},
         "set_posterior": sets,
     }
     shares = shares_of(likelihood.fractions, likelihood.relative_width, tilt)
@@ -115,24 +121,20 @@ def _neural(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
 def _checks(
     context: RunContext, tracks: Sequence[RegionTracks], found: NeuralInference
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Laplace for one network and few jets, against a Markov chain and the amortised posterior."""
+    """Laplace against a Markov chain; for few jets, the likelihood against the amortised posterior."""
     config, seed = context.config.inference, context.config.seed
-    wanted = _chain_wanted(context)
-    if not wanted and not config.neural.sets:
-        return None, None
-    every, ensemble = found.likelihoods[0].rows, found.ensemble
-    chosen = np.random.default_rng(seed).permutation(len(every))[: config.neural.check_jets]
-    few = every.select(np.sort(chosen))
-    likelihood = likelihood_of(ensemble.densities[0], ensemble.simulation, few, tracks, config)
-    fit = fit_unbinned(likelihood, config.modelling_error, found.best)
-    chain, sets, size = None, None, len(PARAMETERS)
-    if wanted:
-        chain = compare_with_chain(likelihood.log_density, fit.best, fit.covariance, size, seed)
-        chain["jets"] = len(few)
+    chain, sets = None, None
+    if _chain_wanted(context):
+        density = log_density_of(partial(found.likelihood.residuals, whitening=found.likelihood.whitening()))
+        chain = compare_with_chain(density, found.fit.best, found.fit.covariance, len(PARAMETERS), seed)
     if config.neural.sets:
         context.say("infer: amortised posterior of whole samples as a check of the likelihood")
-        bank = simulated_rows([one.simulation for one in tracks], ensemble.donors, config, seed)
-        sets = compare_with_sets(tracks, bank, few, fit.best, fit.covariance, ensemble.donors, config, seed)
+        chosen = np.random.default_rng(seed).permutation(len(found.data))[: config.neural.check_jets]
+        few = found.data.select(np.sort(chosen))
+        fit, judged = fit_of_jets(found, few, tracks, config), found.ensemble
+        sets = compare_with_sets(
+            tracks, judged.of_data, few, fit.best, fit.covariance, judged.donors, config, seed
+        )
     return chain, sets
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,26 @@ class Inference:
     donors: Donors | None
     likelihood: BinnedLikelihood
     fit: LaplaceFit
+
+
+class EmulatedLikelihood(Protocol):
+    """What a likelihood must say of its free numbers."""
+
+    def theta(self, x: Floats) -> Floats: ...
+
+
+class GaussianFit(Protocol):
+    """Best fit and covariance of all free numbers, parameters of interest first."""
+
+    @property
+    def best(self) -> Floats: ...
+
+    @property
+    def covariance(self) -> Floats: ...
+
+
+Emulated = TypeVar("Emulated", bound=EmulatedLikelihood)
+Fit = TypeVar("Fit", bound=GaussianFit)
 
 
 class SmearedRates:
@@ -116,10 +137,10 @@ def infer_detector(
     scratch: Path | None = None,
     on_point: Progress = lambda _: None,
 ) -> Inference:
-    """Two designs: one as wide as the prior, one around what the first finds.
+    """The posterior by two designs (:func:`two_designs`).
 
-    The first emulator has no products of parameters. With ``scratch`` every ``CHUNK`` points leave
-    a file there, named by everything that decides them, and are not evaluated again.
+    With ``scratch`` every ``CHUNK`` points leave a file there, named by everything that decides them, and are
+    not evaluated again.
 
     Raises
     ------
@@ -138,28 +159,62 @@ def infer_detector(
         )
         for region in regions
     ]
-    identity = _identity(observations, space, seed)
     nominal, widths = space.nominal, space.widths(config.prior_width)
-    centre, reach = nominal, widths
-    done = 0
-    start: Floats | None = None
+    *_, (likelihood, fit) = two_designs(
+        rates,
+        lambda emulator: build(observations, emulator, nominal, widths, config),
+        fit_laplace,
+        space,
+        config,
+        seed,
+        scratch=scratch,
+        identity=_identity(observations, space, seed),
+        on_point=on_point,
+    )
+    size = len(space.names)
+    covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
+    mean = space.within(likelihood.theta(fit.best))
+    return Inference(Posterior(mean, covariance, widths, space), None, likelihood, fit)
+
+
+def two_designs(
+    simulated: Rates,
+    likelihood_with: Callable[[QuadraticEmulator], Emulated],
+    fitted: Callable[[Emulated, Floats | None], Fit],
+    space: ParameterSpace,
+    config: InferenceConfig,
+    seed: int,
+    *,
+    scratch: Path | None,
+    identity: str,
+    on_point: Progress,
+) -> list[tuple[Emulated, Fit]]:
+    """Emulate ``simulated`` over the prior, fit, and again around what was found: both likelihoods and fits.
+
+    The first emulator has no products of parameters. ``identity`` names what is simulated.
+
+    Raises
+    ------
+    FitError
+        If a fit does not converge.
+    """
+    nominal, widths = space.nominal, space.widths(config.prior_width)
+    centre, reach, done, size = nominal, widths, 0, len(space.names)
+    rounds: list[tuple[Emulated, Fit]] = []
     for number, points in enumerate(design_sizes(config, space), start=1):
         cross = number == 2
         design = gaussian_design(centre, reach, points, seed + number)
         # What a simulator cannot do (a negative rate) is evaluated at its nearest neighbour.
         design = space.within(design)
-        outputs = evaluate_detectors(rates, design, scratch, identity, done, on_point)
+        outputs = evaluate_detectors(simulated, design, scratch, identity, done, on_point)
         done += points
-        emulator = fit_emulator(design, outputs, centre, reach, cross=cross)
-        likelihood = build(observations, emulator, nominal, widths, config)
-        fit = fit_laplace(likelihood, start)
-        start = fit.best
-        size = len(space.names)
+        likelihood = likelihood_with(fit_emulator(design, outputs, centre, reach, cross=cross))
+        fit = fitted(likelihood, rounds[-1][1].best if rounds else None)
+        rounds.append((likelihood, fit))
         sigma = np.sqrt(np.diag(fit.covariance)[:size])
         centre = space.within(likelihood.theta(fit.best))
         reach = widths * np.clip(SECOND_REACH * sigma, SECOND_WIDTH_MIN, 1.0)
-    covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
-    return Inference(Posterior(centre, covariance, widths, space), None, likelihood, fit)
+    return rounds
 
 
 def build(

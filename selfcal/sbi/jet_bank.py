@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from selfcal.data.folds import event_hash
 from selfcal.data.jets import Jets
 from selfcal.sbi.donors import Donors
-from selfcal.sbi.jet_density import JetRows, joined
+from selfcal.sbi.jet_scores import JetRows, joined
 from selfcal.sbi.jet_summaries import summarise
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
 from selfcal.sbi.smearing import smear_each
+from selfcal.sbi.summaries import tracks_of_jets
 
 if TYPE_CHECKING:
     from selfcal.config.inference import InferenceConfig
@@ -34,18 +35,16 @@ def multiplicity_width(config: InferenceConfig) -> Floats:
 
 
 def drawn_detectors(generator: np.random.Generator, number: int, config: InferenceConfig) -> Floats:
-    """Detectors in prior widths: the prior and the multiplicity error, ``proposal_scale`` as wide, (n, D)."""
-    widths = prior_widths(config.prior_width)
+    """u of detectors: of the prior and the multiplicity error, ``proposal_scale`` as wide, (n, D)."""
     reach = config.neural.proposal_scale * np.hypot(1.0, multiplicity_width(config))
-    drawn = reach * generator.standard_normal((number, len(PARAMETERS)))
-    nominal = NOMINAL.vector()
-    return np.asarray((within_ranges(nominal + widths * drawn) - nominal) / widths, np.float64)
+    return np.asarray(reach * generator.standard_normal((number, len(PARAMETERS))), np.float64)
 
 
 def jet_rows(jets: Jets, region: int, seed: int, theta: Floats | None = None) -> JetRows:
     """The summaries of ``jets`` as they are; ``theta``: the detector that made each, in prior widths."""
     return JetRows(
         summarise(jets, seed),
+        tracks_of_jets(jets),
         np.stack([np.log(jets.pt_gev.astype(np.float64)), jets.abs_eta.astype(np.float64)], axis=1),
         np.full(len(jets), region, np.int64),
         jets.flavour.astype(np.int64),
@@ -67,7 +66,8 @@ def simulated_rows(
     seed: int,
     on_pass: Callable[[int], None] = lambda _: None,
 ) -> JetRows:
-    """Jets of every region (``samples``) ``passes`` times, each time with new detectors and noise.
+    """Jets of every region (``samples``) ``passes`` times, each in a pair: under a new u and under -u, with
+    the same noise. The first half of the rows are the ones, the second half the others.
 
     Raises
     ------
@@ -75,14 +75,16 @@ def simulated_rows(
         If fields are absent.
     """
     widths, nominal = prior_widths(config.prior_width), NOMINAL.vector()
-    parts = []
+    parts: dict[float, list[JetRows]] = {1.0: [], -1.0: []}
     for number in range(config.neural.passes):
         of_pass = seed + _PASS_SEEDS * (number + 1)
         generator = np.random.default_rng([seed, number])
         for region, members in enumerate(samples):
             for jets in members:
-                theta = drawn_detectors(generator, len(jets), config)
-                smeared = smear_each(jets, nominal + widths * theta, donors, of_pass)
-                parts.append(jet_rows(smeared, region, of_pass, theta))
+                moves = drawn_detectors(generator, len(jets), config)
+                for sign, rows in parts.items():
+                    theta = within_ranges(nominal + sign * widths * moves)
+                    smeared = smear_each(jets, theta, donors, of_pass)
+                    rows.append(jet_rows(smeared, region, of_pass, (theta - nominal) / widths))
         on_pass(number + 1)
-    return joined(parts)
+    return joined(parts[1.0] + parts[-1.0])

@@ -7,7 +7,7 @@ the composition and to the data's spectrum of pT. For region r, summary j and bi
 
 p is the part of replicas (jets drawn from a resampled simulation of the same draw, with a relative modelling
 error μ of every bin) whose T exceeds that of the data: summaries of one jet are correlated, so no χ² law
-holds for all of them. Densities play no part: what they learnt wrongly shows here, too.
+holds for all of them. The networks play no part: what they learnt wrongly shows here, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfcal.data.jets import Jets
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_bank import multiplicity_width, sample_rows
-from selfcal.sbi.jet_density import JetRows
+from selfcal.sbi.jet_scores import JetRows
 from selfcal.sbi.jet_summaries import SUMMARIES
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear
@@ -44,7 +44,7 @@ def shares_of(fractions: Floats, relative_width: Floats, tilt: Floats) -> Floats
 
 
 def split_numbers(x: Floats, regions: int, flavours: int) -> tuple[Floats, Floats, Floats]:
-    """(u, η, ε) of the free numbers of an unbinned likelihood: (D,), (R, F), (R,)."""
+    """(u, η, ε) of the free numbers of a likelihood of jets: (D,), (R, F), (R,)."""
     size = len(PARAMETERS)
     last = size + regions * flavours
     return x[:size], x[size:last].reshape(regions, flavours), x[last:]

@@ -1,10 +1,10 @@
-"""From simulated and observed jets to the posterior of theta, by an ensemble of densities of single jets."""
+"""From simulated and observed jets to the posterior of theta, by an ensemble of networks of single jets."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,47 +13,141 @@ from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
 from selfcal.data.flavours import FLAVOURS
-from selfcal.run.atomic import read_arrays, write_arrays
+from selfcal.sbi.binned_likelihood import central_jacobian
 from selfcal.sbi.donors import Donors, collect_donors
-from selfcal.sbi.inference import RegionTracks
-from selfcal.sbi.jet_bank import multiplicity_width, sample_rows, simulated_rows
-from selfcal.sbi.jet_density import JetDensity, JetRows, empty_density, joined, train_density
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
+from selfcal.sbi.emulator import QuadraticEmulator
+from selfcal.sbi.inference import RegionTracks, two_designs
+from selfcal.sbi.jet_bank import jet_rows, multiplicity_width, sample_rows, simulated_rows
+from selfcal.sbi.jet_predictive import mixture_weights, shares_of, split_numbers
+from selfcal.sbi.jet_scores import JetRows, JetScores, empty_scores, joined, train_scores
+from selfcal.sbi.noise import draw_noise
+from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SMEARING, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import Posterior
-from selfcal.sbi.unbinned_likelihood import UnbinnedFit, UnbinnedLikelihood, fit_unbinned, spectrum_weights
+from selfcal.sbi.set_likelihood import (
+    SetFit,
+    SetLikelihood,
+    SetObservation,
+    fit_sets,
+    set_observation,
+    simulation_variance,
+)
+from selfcal.sbi.smearing import smear
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int], None]
-NOT_LEARNT = {"networks", "data_jets_per_region", "check_jets", "sets"}
-"""Options that decide nothing about a network."""
+NOT_LEARNT = {"networks", "check_jets", "sets"}
+"""Options that decide nothing about a network but how many there are."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Densities of jets that were learnt alike from the same simulation, and that simulation as it is."""
+    """Networks that learnt alike from the same simulation, each without a part of its events.
 
-    densities: tuple[JetDensity, ...]
-    simulation: JetRows
+    ``crossed``: jets of the simulation are judged by the network that did not learn from them; otherwise by
+    all, as those of data are.
+    """
+
+    networks: tuple[JetScores, ...]
     donors: Donors
+    crossed: bool
+
+    def of_data(self, rows: JetRows) -> Floats:
+        """The mean of what the networks say of each jet, (N, B)."""
+        return np.asarray(np.mean([network.statistic(rows) for network in self.networks], axis=0), np.float64)
+
+    def of_simulation(self, rows: JetRows) -> Floats:
+        """What the network that did not see its event says of each jet, (N, B)."""
+        if not self.crossed:
+            return self.of_data(rows)
+        part = parts_of(rows, len(self.networks))
+        found = np.empty((len(rows), len(PARAMETERS) + len(FLAVOURS)))
+        for number, network in enumerate(self.networks):
+            mine = np.flatnonzero(part == number)
+            found[mine] = network.statistic(rows.select(mine))
+        return found
+
+
+def parts_of(rows: JetRows, networks: int) -> NDArray[np.int64]:
+    """The network that does not learn from each jet, (N,)."""
+    return np.asarray((rows.event >> np.uint64(7)) % np.uint64(networks), np.int64)
+
+
+class SmearedMeans:
+    """θ -> means of the networks' numbers over the simulation of all regions and flavours, (R F B,).
+
+    Jets are weighted so that each region's simulation, mixed by the prior's fractions, has the spectrum of
+    pT of its data.
+    """
+
+    def __init__(self, regions: Sequence[RegionTracks], ensemble: Ensemble, data: JetRows, seed: int) -> None:
+        self.ensemble, self.seed = ensemble, seed
+        self.samples = [[(jets, draw_noise(jets, seed)) for jets in one.simulation] for one in regions]
+        self.nominal = [self.rows(r, NOMINAL.vector()) for r in range(len(regions))]
+        self.weights = [
+            mixture_weights(rows, data.select(data.region == r), one.fractions)
+            for r, (rows, one) in enumerate(zip(self.nominal, regions, strict=True))
+        ]
+
+    def __call__(self, theta: Floats) -> Floats:
+        return np.concatenate([self._means(r, self.rows(r, theta)) for r in range(len(self.samples))])
+
+    def identity(self) -> str:
+        """Names everything that decides the means at a θ."""
+        digest = hashlib.sha256(f"{self.seed} {self.ensemble.crossed} {PARAMETERS}".encode())
+        for network in self.ensemble.networks:
+            for value in network.state_dict().values():
+                digest.update(value.numpy().tobytes())
+        for rows, weight in zip(self.nominal, self.weights, strict=True):
+            digest.update(rows.summaries.tobytes() + np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()[:16]
+
+    def rows(self, region: int, theta: Floats) -> JetRows:
+        """Jets of one region's simulation under one detector."""
+        parameters = SmearingParameters.from_vector(theta)
+        donors, seed = self.ensemble.donors, self.seed
+        parts = [
+            jet_rows(smear(jets, parameters, donors, seed, noise), region, seed)
+            for jets, noise in self.samples[region]
+        ]
+        return joined(parts)
+
+    def _means(self, region: int, rows: JetRows) -> Floats:
+        statistic, weight = self.ensemble.of_simulation(rows), self.weights[region]
+        means = np.zeros((len(FLAVOURS), statistic.shape[1]))
+        for flavour in range(len(FLAVOURS)):
+            inside = rows.flavour == flavour
+            if weight[inside].sum() > 0:
+                means[flavour] = weight[inside] @ statistic[inside] / weight[inside].sum()
+        return means.ravel()
+
+    def variances(self, regions: Sequence[RegionTracks]) -> list[Floats]:
+        """Covariance of the mixture's mean per region; zero where the simulation is the population."""
+        found = []
+        for one, rows, weight in zip(regions, self.nominal, self.weights, strict=True):
+            variance = simulation_variance(rows, weight, self.ensemble.of_simulation(rows), one.fractions)
+            found.append(variance if self.ensemble.crossed else np.zeros_like(variance))
+        return found
 
 
 @dataclass(frozen=True)
 class NeuralInference:
-    """What :func:`infer_neural` finds: one likelihood and fit per network, and what they say together.
+    """What :func:`infer_neural` finds.
 
     Attributes
     ----------
-    best, covariance : of all free numbers, parameters of interest in prior widths first
-    spread : standard deviation of the networks' best fits per parameter, in the σ of the posterior, (D,)
+    data : the jets of data
+    means : what simulates the networks' means
+    likelihood, fit : free numbers as :class:`SetLikelihood` has them
+    wide : emulator of the means over the whole prior
     """
 
     posterior: Posterior
     ensemble: Ensemble
-    likelihoods: tuple[UnbinnedLikelihood, ...]
-    fits: tuple[UnbinnedFit, ...]
-    best: Floats
-    covariance: Floats
-    spread: Floats
+    data: JetRows
+    means: SmearedMeans
+    likelihood: SetLikelihood
+    fit: SetFit
+    wide: QuadraticEmulator
 
 
 def train_ensemble(
@@ -61,49 +155,52 @@ def train_ensemble(
     config: InferenceConfig,
     seed: int,
     *,
-    bootstrap: bool = True,
+    crossed: bool = True,
     scratch: Path | None = None,
     on_step: Progress = lambda _: None,
 ) -> Ensemble:
-    """Learn the densities; with ``scratch`` every network is a file there and is not trained again.
+    """Train the networks; with ``scratch`` every one is a file there and is not trained again.
 
-    ``on_step`` counts up to ``networks * steps``. The files are named by everything that decides them.
+    ``on_step`` counts up to ``networks * steps``. The files are named by everything that decides them. A
+    single network learns from all events.
 
     Raises
     ------
     DataError
         If fields are absent or there are no tracks.
     FitError
-        If a density is not finite.
+        If a loss is not finite.
     """
     neural = config.neural
     samples = [region.simulation for region in regions]
     donors = collect_donors([jets for members in samples for jets in members], seed)
     bank = simulated_rows(samples, donors, config, seed)
-    identity = _digest(bank, f"{seed} {bootstrap} {neural.model_dump_json(exclude=NOT_LEARNT)}")
-    densities = []
+    crossed = crossed and neural.networks > 1
+    settings = neural.model_dump_json(exclude=NOT_LEARNT)
+    identity = _digest(bank, f"{seed} {crossed and neural.networks} {settings}")
+    part = parts_of(bank, neural.networks)[: len(bank) // 2]
+    networks = []
     for number in range(neural.networks):
         path = scratch / f"network-{identity}-{number}.safetensors" if scratch is not None else None
         done = number * neural.steps
         if path is not None and path.exists():
-            density = empty_density(bank, len(regions), len(FLAVOURS), neural)
-            density.double().requires_grad_(False).load(path)
+            network = empty_scores(bank, len(regions), len(FLAVOURS), neural).double().requires_grad_(False)
+            network.load(path)
         else:
-            density = train_density(
+            network = train_scores(
                 bank,
                 len(regions),
                 len(FLAVOURS),
                 neural,
                 seed * 1009 + number,
-                bootstrap=bootstrap,
+                left_out=part == number if crossed else None,
                 on_step=partial(_count_on, on_step, done),
             )
             if path is not None:
-                density.save(path)
+                network.save(path)
         on_step(done + neural.steps)
-        densities.append(density)
-    plain = joined([sample_rows(members, r, seed) for r, members in enumerate(samples)])
-    return Ensemble(tuple(densities), plain, donors)
+        networks.append(network)
+    return Ensemble(tuple(networks), donors, crossed)
 
 
 def _count_on(on_step: Progress, done: int, step: int) -> None:
@@ -117,32 +214,26 @@ def _digest(rows: JetRows, text: str) -> str:
     return digest.hexdigest()[:20]
 
 
-def likelihood_of(
-    density: JetDensity,
-    simulation: JetRows,
-    data: JetRows,
+def observed_rows(regions: Sequence[RegionTracks], seed: int) -> JetRows:
+    """The data jets of the regions."""
+    return joined([sample_rows(one.data, r, seed) for r, one in enumerate(regions)])
+
+
+def observations_of(
     regions: Sequence[RegionTracks],
+    data: JetRows,
+    ensemble: Ensemble,
+    variances: Sequence[Floats],
     config: InferenceConfig,
-) -> UnbinnedLikelihood:
-    """The likelihood of ``data`` with the composition priors of the regions."""
-    return UnbinnedLikelihood(
-        density,
-        data,
-        spectrum_weights(simulation, data, len(regions), len(FLAVOURS)),
-        np.stack([one.fractions for one in regions]),
-        np.stack([one.relative_width for one in regions]),
-        multiplicity_width(config),
-    )
-
-
-def observed_rows(regions: Sequence[RegionTracks], limit: int, seed: int) -> JetRows:
-    """The data jets of the regions, ``limit`` of each at most, drawn at random."""
-    parts = []
+) -> tuple[SetObservation, ...]:
+    """What the networks say of ``data``, by region."""
+    found = []
     for r, one in enumerate(regions):
-        rows = sample_rows(one.data, r, seed)
-        chosen = np.random.default_rng([seed, r]).permutation(len(rows))[:limit]
-        parts.append(rows.select(np.sort(chosen)))
-    return joined(parts)
+        rows = data.select(data.region == r)
+        error = config.modelling_error
+        statistic = ensemble.of_data(rows)
+        found.append(set_observation(rows, statistic, variances[r], one.fractions, one.relative_width, error))
+    return tuple(found)
 
 
 def infer_neural(
@@ -154,70 +245,80 @@ def infer_neural(
     data: JetRows | None = None,
     scratch: Path | None = None,
     on_step: Progress = lambda _: None,
-    on_fit: Progress = lambda _: None,
+    on_point: Progress = lambda _: None,
 ) -> NeuralInference:
-    """Fit every density of ``ensemble`` (if None, trained here) to ``data`` (if None, those of the regions).
+    """The detector under which the simulation looks to the networks as the data do.
 
-    The mean of the best fits is the posterior's mean; its covariance is the mean one plus the modelling error
-    plus the spread of the best fits: (1 + 1/n) times their covariance.
+    ``ensemble``: if None, trained here; ``data``: if None, that of the regions.
 
     Raises
     ------
     DataError
         If fields are absent or there are no tracks.
     FitError
-        If a density is not finite or a fit does not converge.
+        If a loss is not finite or the fit does not converge.
     """
     if ensemble is None:
         ensemble = train_ensemble(regions, config, seed, scratch=scratch, on_step=on_step)
     if data is None:
-        data = observed_rows(regions, config.neural.data_jets_per_region, seed)
-    likelihoods: list[UnbinnedLikelihood] = []
-    fits: list[UnbinnedFit] = []
-    for number, density in enumerate(ensemble.densities):
-        likelihood = likelihood_of(density, ensemble.simulation, data, regions, config)
-        likelihoods.append(likelihood)
-        fits.append(_fitted(likelihood, config, fits, scratch))
-        on_fit(number + 1)
-    best, covariance, between = combine(fits)
-    size = len(PARAMETERS)
-    widths = prior_widths(config.prior_width)
-    mean = SmearingParameters.from_vector(NOMINAL.vector() + widths * best[:size]).vector()
-    posterior = Posterior(mean, covariance[:size, :size] * np.outer(widths, widths), widths)
-    spread = np.sqrt(np.diag(between)[:size] / np.diag(covariance)[:size])
-    return NeuralInference(
-        posterior, ensemble, tuple(likelihoods), tuple(fits), best, covariance, np.asarray(spread, np.float64)
+        data = observed_rows(regions, seed)
+    means = SmearedMeans(regions, ensemble, data, seed)
+    observations = observations_of(regions, data, ensemble, means.variances(regions), config)
+    (first, _), (likelihood, fit) = two_designs(
+        means,
+        partial(set_likelihood, observations, config),
+        fit_sets,
+        SMEARING,
+        config,
+        seed,
+        scratch=scratch,
+        identity=means.identity(),
+        on_point=on_point,
     )
+    widths, size = likelihood.prior_width, len(PARAMETERS)
+    mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
+    posterior = Posterior(mean, fit.covariance[:size, :size] * np.outer(widths, widths), widths)
+    return NeuralInference(posterior, ensemble, data, means, likelihood, fit, first.emulator)
 
 
-def combine(fits: Sequence[UnbinnedFit]) -> tuple[Floats, Floats, Floats]:
-    """Mean and covariance of all free numbers from an ensemble's fits, and the part that is their spread."""
-    modes = np.stack([fit.best for fit in fits])
-    between = np.zeros((modes.shape[1], modes.shape[1]))
-    if len(fits) > 1:
-        between = np.cov(modes.T) * (1 + 1 / len(fits))
-    within = np.mean([fit.covariance + fit.modelling for fit in fits], axis=0)
-    return modes.mean(axis=0), np.asarray(within + between, np.float64), np.asarray(between, np.float64)
+def fit_of_jets(
+    found: NeuralInference, jets: JetRows, regions: Sequence[RegionTracks], config: InferenceConfig
+) -> SetFit:
+    """The fit of some of the data's jets, by the emulator over the prior: few jets reach far."""
+    variances = found.means.variances(regions)
+    observations = observations_of(regions, jets, found.ensemble, variances, config)
+    return fit_sets(replace(found.likelihood, observations=observations, emulator=found.wide))
 
 
-def _fitted(
-    likelihood: UnbinnedLikelihood,
-    config: InferenceConfig,
-    before: Sequence[UnbinnedFit],
-    scratch: Path | None,
-) -> UnbinnedFit:
-    """The fit, from its file if there is one; the last fit of another density is a good start."""
-    path = None
-    if scratch is not None and isinstance(likelihood.density, JetDensity):
-        weights = b"".join(value.numpy().tobytes() for value in likelihood.density.state_dict().values())
-        settings = f"{hashlib.sha256(weights).hexdigest()} {config.modelling_error} {likelihood.multiplicity}"
-        priors = f"{likelihood.fractions.tobytes().hex()} {likelihood.relative_width.tobytes().hex()}"
-        path = scratch / f"fit-{_digest(likelihood.rows, f'{settings} {priors}')}.safetensors"
-        if path.exists():
-            arrays = read_arrays(path)
-            value = float(arrays.pop("log_density"))
-            return UnbinnedFit(log_density=value, **arrays)
-    fit = fit_unbinned(likelihood, config.modelling_error, before[-1].best if before else None)
-    if path is not None:
-        write_arrays(path, {name: np.asarray(value) for name, value in asdict(fit).items()})
-    return fit
+def moves_of_networks(found: NeuralInference) -> Floats:
+    """How far from the best fit each network alone would be, to first order, in prior widths, (K, D)."""
+    likelihood, best = found.likelihood, found.fit.best
+    size, (rows, flavours) = len(PARAMETERS), likelihood.fractions.shape
+    _, tilt, multiplicity = split_numbers(best, rows, flavours)
+    share = shares_of(likelihood.fractions, likelihood.relative_width, tilt)
+    differences = np.empty((len(found.ensemble.networks), rows, size + flavours))
+    for r in range(rows):
+        moved = best[:size] + multiplicity[r] * likelihood.multiplicity
+        simulated = found.means.rows(r, likelihood.theta(moved))
+        weight = mixture_weights(simulated, found.data.select(found.data.region == r), share[r])
+        observed = found.data.select(found.data.region == r)
+        for number, network in enumerate(found.ensemble.networks):
+            seen = observed.weight @ network.statistic(observed) / observed.weight.sum()
+            differences[number, r] = seen - weight @ network.statistic(simulated) / weight.sum()
+    whitening = likelihood.whitening()
+    jacobian = central_jacobian(lambda x: likelihood.residuals(x, whitening), best)
+    gain = -found.fit.covariance @ jacobian[: -len(best)].T
+    pulls = [
+        np.concatenate([matrix @ one for matrix, one in zip(whitening, each, strict=True)])
+        for each in differences
+    ]
+    moves = np.stack(pulls) @ gain.T
+    return np.asarray((moves - moves.mean(axis=0))[:, :size], np.float64)
+
+
+def set_likelihood(
+    observations: tuple[SetObservation, ...], config: InferenceConfig, emulator: QuadraticEmulator
+) -> SetLikelihood:
+    """The likelihood of what the regions show, with the configured priors."""
+    widths = prior_widths(config.prior_width)
+    return SetLikelihood(observations, emulator, multiplicity_width(config), NOMINAL.vector(), widths)

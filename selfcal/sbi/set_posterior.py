@@ -1,16 +1,14 @@
-r"""An amortised posterior of theta from a whole sample of jets, as a check of the likelihood.
+"""An amortised posterior of theta from a whole sample of jets, as a check of the likelihood.
 
-Deep sets (arXiv 1703.06114): a network φ of one jet, trained to say which detector made it (least squares),
-is averaged over the sample, z = mean_i φ(s_i, r_i, pT_i, \|η_i\|): its best answer is the mean of θ given one
-jet, which is, for little information per jet, the prior's mean plus a multiple of the score. A conditional
-flow p(θ | z) then learns from samples of as many jets that share a detector, a composition and a
-multiplicity drawn from their priors: a linear Gaussian, u = a + A z + L e, and on e an autoregressive affine
-flow given z that starts at the identity and is kept as far as it describes samples better that it never saw.
+Deep sets (arXiv 1703.06114): the numbers that the networks of :mod:`selfcal.sbi.jet_scores` say of a jet
+are averaged over the sample, z. A conditional flow p(θ | z) then learns from samples of as many jets that
+share a detector, a composition and a multiplicity drawn from their priors: a linear Gaussian, u = a + A z +
+L e, and on e an autoregressive affine flow given z that starts at the identity and is kept as far as it
+describes samples better that it never saw.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,64 +25,16 @@ from selfcal.sbi.diagnostics import calibration, expected_coverage, ranks
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_bank import jet_rows
-from selfcal.sbi.jet_density import JetRows, joined
 from selfcal.sbi.jet_predictive import detector_in, shares_of
+from selfcal.sbi.jet_scores import JetRows, joined
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
 from selfcal.sbi.smearing import smear_each
 
 Floats = NDArray[np.float64]
-EMBEDDING_WIDTH, EMBEDDING_STEPS, EMBEDDING_BATCH = 64, 1500, 2048
 FLOW_EPOCHS, FLOW_BATCH, FLOW_RATE = 60, 64, 1e-3
 TEST_PART = 0.2
 """Part of the samples that the flow does not learn from: they stop it, and calibrate it."""
 DRAWS = 1000
-
-
-class Embedding(torch.nn.Module):
-    """φ: one jet -> its guess of the detector in prior widths, (n, D)."""
-
-    mean: Tensor
-    width: Tensor
-
-    def __init__(self, rows: JetRows, regions: int) -> None:
-        super().__init__()
-        self.regions = regions
-        columns = torch.from_numpy(_columns(rows))
-        self.register_buffer("mean", columns.mean(0))
-        self.register_buffer("width", columns.std(0).clamp_min(1e-6))
-        sizes = (columns.shape[1] + regions, EMBEDDING_WIDTH, EMBEDDING_WIDTH, rows.theta.shape[1])
-        layers: list[torch.nn.Module] = []
-        for first, second in itertools.pairwise(sizes):
-            layers += [torch.nn.Linear(first, second, dtype=torch.float64), torch.nn.SiLU()]
-        self.layers = torch.nn.Sequential(*layers[:-1])
-
-    def forward(self, rows: JetRows) -> Tensor:
-        scaled = (torch.from_numpy(_columns(rows)) - self.mean) / self.width
-        region = torch.nn.functional.one_hot(torch.from_numpy(rows.region), self.regions)
-        found: Tensor = self.layers(torch.cat([scaled, region.to(scaled.dtype)], 1))
-        return found
-
-
-def _columns(rows: JetRows) -> Floats:
-    return np.concatenate([rows.summaries, rows.kinematics], axis=1)
-
-
-def train_embedding(rows: JetRows, regions: int, seed: int) -> Embedding:
-    """Least squares of the detectors of single jets."""
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
-    network = Embedding(rows, regions)
-    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EMBEDDING_STEPS)
-    for _ in range(EMBEDDING_STEPS):
-        batch = rows.select(generator.integers(0, len(rows), EMBEDDING_BATCH))
-        weight = torch.from_numpy(batch.weight / rows.weight.mean())[:, None]
-        loss = (weight * (network(batch) - torch.from_numpy(batch.theta)) ** 2).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return network.requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -172,7 +122,7 @@ def _train_flow(
 def simulated_sets(
     regions: Sequence[RegionTracks],
     sizes: Sequence[int],
-    embedding: Callable[[JetRows], Tensor],
+    embedding: Callable[[JetRows], Floats],
     donors: Donors,
     config: InferenceConfig,
     seed: int,
@@ -193,7 +143,7 @@ def simulated_sets(
                 smeared = smear_each(jets, np.tile(theta, (len(jets), 1)), donors, seed + number)
                 rows.append(jet_rows(smeared, r, seed + number))
         drawn.append(u)
-        embedded.append(embedding(joined(rows)).mean(0).numpy())
+        embedded.append(embedding(joined(rows)).mean(axis=0))
     return np.stack(drawn), np.stack(embedded)
 
 
@@ -219,7 +169,7 @@ def picked(generator: np.random.Generator, samples: Sequence[Jets], size: int, s
 
 def compare_with_sets(
     regions: Sequence[RegionTracks],
-    bank: JetRows,
+    embedding: Callable[[JetRows], Floats],
     data: JetRows,
     best: Floats,
     covariance: Floats,
@@ -227,24 +177,23 @@ def compare_with_sets(
     config: InferenceConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """The amortised posterior of ``data`` beside the Laplace posterior of the same jets.
+    """The amortised posterior of ``data`` beside the posterior of the same jets by the likelihood.
 
     Parameters
     ----------
-    bank : jets with a detector of their own each
-    best, covariance : of the Laplace posterior, parameters of interest in prior widths, (D,) and (D, D)
+    embedding : jets (N) -> numbers of each (N, E)
+    best, covariance : of the likelihood's posterior, parameters of interest in prior widths, (D,) and (D, D)
 
     Returns
     -------
     dict
-        ``mean_shift`` (in Laplace σ) and ``width_ratio`` per parameter, and how the amortised posterior is
-        calibrated on samples that it did not learn from.
+        ``mean_shift`` (in the likelihood's σ) and ``width_ratio`` per parameter, and how the amortised
+        posterior is calibrated on samples that it did not learn from.
     """
-    embedding = train_embedding(bank, len(regions), seed)
     sizes = [int((data.region == r).sum()) for r in range(len(regions))]
     u, z = simulated_sets(regions, sizes, embedding, donors, config, seed)
     model, held = train_set_posterior(u, z, seed)
-    draws = model.draw(embedding(data).mean(0).numpy()[None], DRAWS, seed)[0]
+    draws = model.draw(embedding(data).mean(axis=0)[None], DRAWS, seed)[0]
     size = len(PARAMETERS)
     sigma = np.sqrt(np.diag(covariance)[:size])
     tested = model.draw(z[held], DRAWS, seed)

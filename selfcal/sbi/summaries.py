@@ -128,6 +128,19 @@ def count_samples(samples: Sequence[Jets], *, with_spread: bool = True) -> Count
     return first
 
 
+def tracks_of_jets(jets: Jets) -> NDArray[np.uint8]:
+    """Tracks of every jet in every bin, (N, B).
+
+    Raises
+    ------
+    DataError
+        If an impact parameter or a signed significance is absent.
+    """
+    cells = np.concatenate([jet * N_BINS + bins for jet, bins in _entries(jets)])
+    found = np.bincount(cells, minlength=len(jets) * N_BINS).reshape(len(jets), N_BINS)
+    return np.minimum(found, np.iinfo(np.uint8).max).astype(np.uint8)
+
+
 def _entries(jets: Jets) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs (jet of each entry, its bin), one pair of arrays per kind of histogram."""
     columns = track_columns(jets)

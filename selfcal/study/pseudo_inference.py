@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,14 @@ from selfcal.sbi.binned_likelihood import BinnedLikelihood, Observation, fit_lap
 from selfcal.sbi.diagnostics import predictive_check
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.emulator import QuadraticEmulator, fit_emulator, gaussian_design, n_terms
-from selfcal.sbi.inference import RegionTracks, SmearedRates, build, evaluate_detectors
+from selfcal.sbi.inference import (
+    EmulatedLikelihood,
+    Fit,
+    RegionTracks,
+    SmearedRates,
+    build,
+    evaluate_detectors,
+)
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.smearing import smear
@@ -98,22 +107,52 @@ class DetectorInference:
         fit = fit_laplace(likelihood)
         size = len(PARAMETERS)
         likelihood = replace(likelihood, emulator_variance=np.zeros_like(likelihood.emulator_variance))
-        for stage in STAGES:
-            mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
-            if stage == "slopes":
-                sigma = np.sqrt(np.diag(fit.covariance)[:size])
-                emulator = local_emulator(self.rates, mean, widths * np.clip(2 * sigma, *LOCAL_STEP))
-            else:
-                emulator = exact_at(likelihood.emulator, mean, self.rates(mean))
-            likelihood = replace(likelihood, emulator=emulator)
-            last, fit = fit, fit_laplace(likelihood, fit.best)
-            moved = np.abs(fit.best - last.best) / np.sqrt(np.diag(fit.covariance))
-            if stage == "converged" and moved[:size].max() < MOVED_MAX:
-                break
+        likelihood, fit = refined(
+            self.rates, partial(_with_emulator, likelihood), fit_laplace, likelihood, fit, widths
+        )
         mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
         covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
         overall = predictive_check(likelihood, fit, seed)[0]
         return inflated(Posterior(mean, covariance, widths), overall)[0]
+
+
+def _with_emulator(likelihood: BinnedLikelihood, emulator: QuadraticEmulator) -> BinnedLikelihood:
+    return replace(likelihood, emulator=emulator)
+
+
+class RefinableLikelihood(EmulatedLikelihood, Protocol):
+    """A likelihood that shows its emulator."""
+
+    @property
+    def emulator(self) -> QuadraticEmulator: ...
+
+
+Refinable = TypeVar("Refinable", bound=RefinableLikelihood)
+
+
+def refined(
+    simulated: Callable[[Floats], Floats],
+    likelihood_with: Callable[[QuadraticEmulator], Refinable],
+    fitted: Callable[[Refinable, Floats | None], Fit],
+    likelihood: Refinable,
+    fit: Fit,
+    widths: Floats,
+) -> tuple[Refinable, Fit]:
+    """Further fits with the emulator renewed where the last one ended, by ``STAGES``."""
+    size = len(PARAMETERS)
+    for stage in STAGES:
+        mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
+        if stage == "slopes":
+            sigma = np.sqrt(np.diag(fit.covariance)[:size])
+            emulator = local_emulator(simulated, mean, widths * np.clip(2 * sigma, *LOCAL_STEP))
+        else:
+            emulator = exact_at(likelihood.emulator, mean, simulated(mean))
+        likelihood = likelihood_with(emulator)
+        last, fit = fit, fitted(likelihood, fit.best)
+        moved = np.abs(fit.best - last.best) / np.sqrt(np.diag(fit.covariance))
+        if stage == "converged" and moved[:size].max() < MOVED_MAX:
+            break
+    return likelihood, fit
 
 
 def exact_at(emulator: QuadraticEmulator, theta: Floats, rates: Floats) -> QuadraticEmulator:

@@ -83,9 +83,8 @@ def test_the_shifted_detector_is_found(inferred):
 
 def test_the_neural_method_writes_the_same_posterior_and_more(folder):
     path = folder / "run_neural.yaml"
-    network = "networks: 2, passes: 2, hidden_width: 16, spline_bins: 4, steps: 150, batch_size: 256"
-    limits = "data_jets_per_region: 400, sets: 0"
-    path.write_text(SETTINGS.replace("ENABLED", f"true, method: neural, neural: {{{network}, {limits}}}"))
+    network = "networks: 2, passes: 2, hidden_width: 16, steps: 100, batch_size: 256, sets: 0"
+    path.write_text(SETTINGS.replace("ENABLED", f"true, method: neural, neural: {{{network}}}"))
     loaded = load_run([str(path)], ())
     context = RunContext(
         loaded.config, loaded.cards, RunDirectory(folder / "run_neural"), card_folders=loaded.card_folders
@@ -99,7 +98,9 @@ def test_the_neural_method_writes_the_same_posterior_and_more(folder):
     assert content["set_posterior"] is None
     assert sum(row["fitted"] for row in content["composition"]) == pytest.approx(1.0)
     rows = {row["name"]: row for row in content["parameters"]}
-    assert rows["d0_core_scale_low"]["mean"] > 1.0
+    for name, value in (("d0_core_scale_low", 1.25), ("pileup_scale", 1.5), ("z0_core_scale_low", 1.0)):
+        assert abs(rows[name]["mean"] - value) < 3.5 * rows[name]["uncertainty"], name
+    assert rows["d0_core_scale_low"]["mean"] > 1 + 2 * rows["d0_core_scale_low"]["uncertainty"]
     correction, directions = load_correction(context)
     assert correction is not None
     assert len(directions) == len(PARAMETERS)
