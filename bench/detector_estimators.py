@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.stages import canonical_digest
@@ -144,7 +145,8 @@ def neural_posterior(laboratory: Laboratory, learnt: Learnt, data: JetRows) -> P
     """As in a run, but with the emulator over the prior, renewed where the fit ends."""
     config, means = laboratory.config, learnt.means
     widths, size = prior_widths(config.prior_width), len(PARAMETERS)
-    variances = means.variances(laboratory.regions)
+    numbers = size + len(FLAVOURS)
+    variances = [np.zeros((numbers, numbers))] * len(laboratory.regions)
     observations = observations_of(laboratory.regions, data, learnt.ensemble, variances, config)
     likelihood_with = partial(set_likelihood, observations, config)
     likelihood = likelihood_with(learnt.emulator)

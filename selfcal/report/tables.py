@@ -312,7 +312,7 @@ def detector_checks_table(posterior: Posterior) -> Table:
     )
     caption = (
         "Checks of the posterior: a Markov chain of the same likelihood, and for the neural likelihood what "
-        "its networks differ by and a posterior learnt from whole samples (both comparisons with few jets)."
+        "its networks differ by and a posterior learnt from whole samples (of few jets)."
     )
     names = tuple(name for name, _ in columns)
     return Table("table_detector_checks", ("parameter", *names), rows, caption, (POSTERIOR,), folded=True)

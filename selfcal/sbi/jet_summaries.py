@@ -9,14 +9,11 @@ categories of :mod:`selfcal.sbi.summaries`. Per category
 and per jet ``pileup``: near across, not along the beam; ``far``: negative d0, near in neither; both as
 ln(1 + n + u); ``centre_d0``, ``centre_z0``: the mean of x/σ, with the sign of x, of tracks within 2σ in both.
 
-The law of a jet's summaries has atoms: counts, and *absent* tracks. Both are given a known law of their own,
-independent of theta: u is even in [0, 1), and what is absent is drawn from N(``ABSENT``, ``ABSENT_WIDTH``²),
-outside of the range of what is present (below zero; below -2 for ``centre``). The map from (jet, these random
-numbers) to the vector can be undone, so a density of the vector that integrates to one is
-
-    p(vector | theta) = p(jet's summaries | theta) × (known, no theta in it),
-
-probabilities of atoms times densities of the rest, and likelihood ratios in theta are those of the summaries.
+The law of a jet's summaries has atoms: counts, and *absent* tracks. Both are given a known law of their
+own, independent of theta, so that every bin of the predictive check can hold the same part of the jets: u
+is even in [0, 1), and what is absent is drawn from N(``ABSENT``, ``ABSENT_WIDTH``²), outside of the range
+of what is present (below zero; below -2 for ``centre``). The map from (jet, these random numbers) to the
+vector can be undone: nothing that the jet says of theta is lost.
 """
 
 from __future__ import annotations

@@ -121,12 +121,11 @@ class SmearedMeans:
         return means.ravel()
 
     def variances(self, regions: Sequence[RegionTracks]) -> list[Floats]:
-        """Covariance of the mixture's mean per region; zero where the simulation is the population."""
-        found = []
-        for one, rows, weight in zip(regions, self.nominal, self.weights, strict=True):
-            variance = simulation_variance(rows, weight, self.ensemble.of_simulation(rows), one.fractions)
-            found.append(variance if self.ensemble.crossed else np.zeros_like(variance))
-        return found
+        """Covariance of the mixture's mean per region, (B, B) each."""
+        return [
+            simulation_variance(rows, weight, self.ensemble.of_simulation(rows), one.fractions)
+            for one, rows, weight in zip(regions, self.nominal, self.weights, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcal.sbi.chain_check import chain_available, compare_with_chain
+from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 
 pytestmark = pytest.mark.skipif(not chain_available(), reason="needs pyro (extra 'chain')")
 
@@ -49,3 +49,16 @@ def test_the_chain_is_its_seed_and_leaves_other_random_numbers_alone(gaussian):
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
     assert first == compare_with_chain(log_density, mean.numpy(), covariance, 2, seed=3)
+
+
+def test_the_density_of_residuals_has_its_derivative():
+    generator = np.random.default_rng(4)
+    matrix = generator.normal(size=(6, 3))
+    offset = generator.normal(size=6)
+    density = log_density_of(lambda x: offset - x @ matrix.T)
+    x = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    value = density(x)
+    (slope,) = torch.autograd.grad(value, x)
+    residual = offset - matrix @ x.detach().numpy()
+    assert float(value) == pytest.approx(-0.5 * residual @ residual, rel=1e-12)
+    assert slope.numpy() == pytest.approx(matrix.T @ residual, rel=1e-6)

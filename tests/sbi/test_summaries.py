@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfcal.sbi.summaries import D0_EDGES, HISTOGRAMS, N_BINS, Z0_EDGES, count_tracks
+from selfcal.sbi.summaries import D0_EDGES, HISTOGRAMS, N_BINS, Z0_EDGES, count_tracks, tracks_of_jets
 from selfcal.sbi.track_columns import LOW_PT_GEV, column, track_pt_gev
 
 
@@ -39,6 +39,7 @@ def test_counts_and_spread_are_those_of_the_definition(make_toy_jets):
     jets = make_toy_jets(400, seed=5)
     per_jet = slow_counts(jets)
     counts = count_tracks(jets)
+    assert np.array_equal(tracks_of_jets(jets), per_jet)
     for flavour in range(4):
         chosen = per_jet[jets.flavour == flavour]
         assert np.array_equal(counts.total[flavour], chosen.sum(axis=0))
