@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from selfcal.config.inference import InferenceConfig
-from selfcal.sbi.chain_check import binned_log_density, chain_available, compare_with_chain
+from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 from selfcal.sbi.diagnostics import predictive_check
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.inference import RegionTracks, design_sizes, infer_smearing
@@ -81,7 +83,7 @@ def test_a_chain_agrees_with_the_laplace_posterior(inferred, monkeypatch):
     monkeypatch.setattr("selfcal.sbi.chain_check.SAMPLES", 200)
     monkeypatch.setattr("selfcal.sbi.chain_check.WARM_UP", 50)
     found = inferred[0]
-    density = binned_log_density(found.likelihood, found.fit.variance)
+    density = log_density_of(partial(found.likelihood.residuals, variance=found.fit.variance))
     chain = compare_with_chain(density, found.fit.best, found.fit.covariance, len(PARAMETERS), seed=1)
     assert np.abs(chain["mean_shift"]).max() < 0.7
     assert 0.6 < min(chain["width_ratio"]) <= max(chain["width_ratio"]) < 1.4
