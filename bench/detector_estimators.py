@@ -3,12 +3,13 @@
     python -m bench.detector_estimators RUN --experiments 50 --out FOLDER
 
 Each experiment draws a detector and a composition from their priors, and jets with replacement from the
-simulation of the train fold, smeared by it. Imperfections of the generator for which the likelihoods have
-errors are drawn: those of histograms in their bins; for the neural likelihood a multiplicity per region and
-a relative error of every bin of the tracks' histograms, as weights of jets. Simulation and population are
-the same jets, so neither counts a statistical error of simulation and the networks all judge all jets.
-Every experiment is a file: a stopped command continues. Printed are coverage of 68 % intervals and pulls
-per parameter and method, their calibration (SBC, TARP), and seconds of CPU.
+simulation of the train fold, smeared by it with the simulation's random numbers. Imperfections of the
+generator for which the likelihoods have errors are drawn: those of histograms in their bins; for the neural
+likelihood a multiplicity per region and a relative error of every bin of the tracks' histograms, as weights
+of jets. Simulation and population are the same jets, so neither counts a statistical error of simulation
+and the networks all judge all jets. Every experiment is a file: a stopped command continues. Printed are
+coverage of 68 % intervals and pulls per parameter and method, their calibration (SBC, TARP), and seconds of
+CPU.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
         multiplicity = float(generator.standard_normal())
         for found, theta in ((plain, truth), (seen, within_ranges(detector_in(u, multiplicity, config)))):
             parameters = SmearingParameters.from_vector(theta)
-            smeared = [smear(jets, parameters, laboratory.donors, 10_000 + index) for jets in drawn]
+            # With the simulation's own random numbers: smeared anew, the population would be another one.
+            smeared = [smear(jets, parameters, laboratory.donors, laboratory.seed) for jets in drawn]
             found.append([replace(jets, weight=np.ones(len(jets))) for jets in smeared])
     result: dict[str, Any] = {"index": index, "seconds": {}}
     if laboratory.binned is not None:
@@ -133,7 +135,7 @@ def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
         result["seconds"]["binned"] = time.process_time() - begin
     if laboratory.neural is not None:
         begin = time.process_time()
-        rows = [sample_rows(members, r, 20_000 + index) for r, members in enumerate(seen)]
+        rows = [sample_rows(members, r, laboratory.seed) for r, members in enumerate(seen)]
         weighted = [with_drawn_weights(one, generator, config.modelling_error) for one in rows]
         posterior = neural_posterior(laboratory, laboratory.neural, joined(weighted))
         result["neural"] = _rows(truth, posterior)
