@@ -59,6 +59,9 @@ from selfcal.training.control_regions import control_regions
 Floats = NDArray[np.float64]
 METHODS = ("binned", "neural")
 DRAWS = 500
+NEURAL_STAGES = ("value", "value", *("converged",) * 4)
+"""How the emulator over the prior is renewed for the neural likelihood: its slopes stay, because those of few
+jets between neighbouring detectors are mostly noise, which acts like information."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,9 @@ def neural_posterior(laboratory: Laboratory, learnt: Learnt, data: JetRows) -> P
     observations = observations_of(laboratory.regions, data, learnt.ensemble, variances, config)
     likelihood_with = partial(set_likelihood, observations, config)
     likelihood = likelihood_with(learnt.emulator)
-    likelihood, fit = refined(means, likelihood_with, fit_sets, likelihood, fit_sets(likelihood), widths)
+    likelihood, fit = refined(
+        means, likelihood_with, fit_sets, likelihood, fit_sets(likelihood), widths, NEURAL_STAGES
+    )
     mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
     return Posterior(mean, fit.covariance[:size, :size] * np.outer(widths, widths), widths)
 

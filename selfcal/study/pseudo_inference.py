@@ -137,10 +137,11 @@ def refined(
     likelihood: Refinable,
     fit: Fit,
     widths: Floats,
+    stages: Sequence[str] = STAGES,
 ) -> tuple[Refinable, Fit]:
-    """Further fits with the emulator renewed where the last one ended, by ``STAGES``."""
+    """Further fits with the emulator renewed where the last one ended, by ``stages``."""
     size = len(PARAMETERS)
-    for stage in STAGES:
+    for stage in stages:
         mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
         if stage == "slopes":
             sigma = np.sqrt(np.diag(fit.covariance)[:size])

@@ -60,5 +60,5 @@ def test_the_density_of_residuals_has_its_derivative():
     value = density(x)
     (slope,) = torch.autograd.grad(value, x)
     residual = offset - matrix @ x.detach().numpy()
-    assert float(value) == pytest.approx(-0.5 * residual @ residual, rel=1e-12)
+    assert float(value.detach()) == pytest.approx(-0.5 * residual @ residual, rel=1e-12)
     assert slope.numpy() == pytest.approx(matrix.T @ residual, rel=1e-6)
