@@ -18,7 +18,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from selfcal.sbi.neural_inference import (
 )
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths, within_ranges
 from selfcal.sbi.posterior import Posterior
-from selfcal.sbi.set_likelihood import fit_sets
+from selfcal.sbi.set_likelihood import SetLikelihood, fit_sets
 from selfcal.sbi.set_posterior import calibration_summary, picked
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import region_tracks, thinned
@@ -153,7 +152,11 @@ def neural_posterior(laboratory: Laboratory, learnt: Learnt, data: JetRows) -> P
     numbers = size + len(FLAVOURS)
     variances = [np.zeros((numbers, numbers))] * len(laboratory.regions)
     observations = observations_of(laboratory.regions, data, learnt.ensemble, variances, config)
-    likelihood_with = partial(set_likelihood, observations, config)
+
+    def likelihood_with(emulator: QuadraticEmulator) -> SetLikelihood:
+        # Its value is exact where the last fit ended, its slopes are those over the prior: so is its error.
+        return set_likelihood(observations, config, replace(emulator, error=learnt.emulator.error))
+
     likelihood = likelihood_with(learnt.emulator)
     likelihood, fit = refined(
         means, likelihood_with, fit_sets, likelihood, fit_sets(likelihood), widths, NEURAL_STAGES
