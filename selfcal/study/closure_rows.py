@@ -104,9 +104,14 @@ def region_rows(
             continue
         w_data, w_sim = data.weight[of_data], simulation.weight[of_sim]
         true = PassingShares.of(d_data[of_data], w_data, binning.discriminant_edges)
-        before, corrected, after, other, *varied = (
+        # A simulation that was made anew need not have the jets of the nominal one.
+        of_nominal = nominal.flavour == index
+        before = PassingShares.of(
+            d_nominal[of_nominal], nominal.weight[of_nominal], binning.discriminant_edges
+        )
+        corrected, after, other, *varied = (
             PassingShares.of(d[of_sim], w_sim, binning.discriminant_edges)
-            for d in (d_nominal, d_sim, d_moved, d_stiff, *d_varied)
+            for d in (d_sim, d_moved, d_stiff, *d_varied)
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             error = np.sqrt(np.diag(true.ratio_covariance(after)))
