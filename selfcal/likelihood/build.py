@@ -223,8 +223,11 @@ def write_discriminants(fold: MeasureFold, calibration: Calibration, path: Path)
         data, jets = fold.data[region], fold.simulation[region]
         arrays[f"data/{region}"] = _histogram(edges, fold.discriminant(data), data.weight)
         share = calibration.fractions[r].numpy() / _fractions(jets)
-        weight = jets.weight * share[jets.flavour]
-        weight = weight * data.weight.sum() / weight.sum()
+        before = fold.nominal[region]
+        weight, nominal_weight = (
+            (unscaled := one.weight * share[one.flavour]) * data.weight.sum() / unscaled.sum()
+            for one in (jets, before)
+        )
         moved = calibration.apply(jets, calibration.nominal)
         after = _histogram(edges, fold.discriminant(moved), weight)
         replicas = np.stack(
@@ -235,13 +238,11 @@ def write_discriminants(fold: MeasureFold, calibration: Calibration, path: Path)
         )
         error = np.sqrt(replicas.var(0, ddof=1) + _histogram(edges, fold.discriminant(moved), weight**2))
         for f, flavour in enumerate(FLAVOURS):
-            chosen = jets.flavour == f
-            for name, source in (("nominal", fold.nominal[region]), ("calibrated", moved)):
+            for name, source, of_jets in (("nominal", before, nominal_weight), ("calibrated", moved, weight)):
+                chosen = source.flavour == f
                 d_b = fold.discriminant(source)[chosen]
-                arrays[f"{name}/{region}/{flavour}"] = _histogram(edges, d_b, weight[chosen])
-        arrays[f"nominal_variance/{region}"] = _histogram(
-            edges, fold.discriminant(fold.nominal[region]), weight**2
-        )
+                arrays[f"{name}/{region}/{flavour}"] = _histogram(edges, d_b, of_jets[chosen])
+        arrays[f"nominal_variance/{region}"] = _histogram(edges, fold.discriminant(before), nominal_weight**2)
         arrays[f"calibrated_up/{region}"] = after + error
         arrays[f"calibrated_down/{region}"] = np.maximum(after - error, 0.0)
     write_arrays(path, arrays)
