@@ -1,7 +1,8 @@
 """Do the results of full pseudo-experiments cover their truth? A table of pulls and coverage, and a verdict.
 
 An interval covers at 68 (95) % if |value − truth|/total < 1 (1.96). Pulls of scale factors are taken in the
-odds of the efficiency (:func:`selfcal.likelihood.coverage.odds_pulls`), others as they are.
+odds of the efficiency (:func:`selfcal.likelihood.coverage.odds_pulls`), others as they are. The detectors of
+the experiments are drawn from their prior, so that their posteriors also stand simulation-based calibration.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from selfcal.likelihood.coverage import JETS_MIN, ONE_SIGMA, QUANTILE_95, interval_score, odds_pulls
+from selfcal.sbi.diagnostics import calibration
 
 Floats = NDArray[np.float64]
 FRACTION_MIN = 0.05
@@ -25,13 +28,15 @@ class FullLimits:
     """What 200 full pseudo-experiments must give; intervals grow with 1/√number for fewer.
 
     ``scale_factor`` and ``average``: 68 % coverage of each judged scale factor and of all together;
-    ``detector_average`` and ``detector_pull_mean``: of the detector's parameters, of 50 experiments or more.
+    ``detector_average`` and ``detector_pull_mean``: of the detector's parameters, of 50 experiments or more;
+    ``calibration_p``: smallest p-value of their simulation-based calibration, times their number.
     """
 
     scale_factor: tuple[float, float] = (0.59, 0.77)
     average: tuple[float, float] = (0.63, 0.74)
     detector_average: tuple[float, float] = (0.58, 0.78)
     detector_pull_mean: float = 0.5
+    calibration_p: float = 0.01
     failed_share: float = 0.005
 
     def for_experiments(self, number: int) -> FullLimits:
@@ -48,6 +53,7 @@ class FullLimits:
             stretched(self.average, grow),
             stretched(self.detector_average, few),
             few * self.detector_pull_mean,
+            self.calibration_p,
             self.failed_share,
         )
 
@@ -63,6 +69,10 @@ def full_coverage(experiments: Sequence[dict[str, Any]]) -> dict[str, Any]:
     limits = FullLimits().for_experiments(len(done))
     factors = _scale_factor_table(done, limits)
     detector = pull_rows(done, "detector", ("parameter",))
+    uniformity = [_uniformity(members) for members in _grouped(done, "detector", ("parameter",))]
+    for row, p_value in zip(detector, uniformity, strict=True):
+        row["calibration_p"] = p_value
+    smallest = min(1.0, min(uniformity) * len(uniformity)) if uniformity else None
     fractions = pull_rows(done, "fractions", ("region", "flavour"))
     for row in fractions:
         row["judged"] = row["truth_mean"] >= FRACTION_MIN
@@ -76,6 +86,7 @@ def full_coverage(experiments: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "scale_factors": bool(judged) and not flagged,
         "average": _within(average, limits.average),
         "detector": not detector or (_within(detector_average, limits.detector_average) and not biased),
+        "calibration": smallest is None or smallest > limits.calibration_p,
         "failures": share <= limits.failed_share,
     }
     return {
@@ -98,6 +109,7 @@ def full_coverage(experiments: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "fractions_68": _mean(row["coverage_68"] for row in fractions if row["judged"]),
             "detector_68": detector_average,
             "detector_biased": biased,
+            "detector_calibration_p": smallest,
             "passed_by": passed,
             "passed": all(passed.values()),
         },
@@ -170,6 +182,12 @@ def pull_rows(done: Sequence[dict[str, Any]], kind: str, keys: tuple[str, ...]) 
     return rows
 
 
+def _uniformity(members: Sequence[dict[str, Any]]) -> float:
+    """p-value of one parameter's ranks Φ((θ - θ̂)/σ): even if its Gaussian posterior is exact."""
+    pull = np.array([(row["truth"] - row["value"]) / max(row["total"], 1e-12) for row in members])
+    return calibration(np.asarray(stats.norm.cdf(pull), np.float64)).uniformity
+
+
 def _grouped(done: Sequence[dict[str, Any]], kind: str, keys: tuple[str, ...]) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for one in done:
@@ -237,6 +255,7 @@ def coverage_text(table: dict[str, Any]) -> str:
         f"scale factors outside of their limits: {summary['flagged_count']}",
         f"scale factors without drawn constraints: {number(summary['average_68_unmoved'])}",
         f"detector: {number(summary['detector_68'])}",
+        f"its simulation-based calibration, corrected p-value: {number(summary['detector_calibration_p'])}",
         f"fractions: {number(summary['fractions_68'])}",
         f"fractions and map jointly: {number(joint['coverage_68'])}, χ²/n {number(joint['chi2_per_ndf'])}",
         "passed" if summary["passed"] else _failed_by(summary),

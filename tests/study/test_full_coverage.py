@@ -74,6 +74,9 @@ def test_honest_uncertainties_pass() -> None:
     assert summary["average_68"] == pytest.approx(0.6827, abs=0.03)
     assert summary["average_68_unmoved"] > 0.99
     assert table["detector"][0]["pull_width"] == pytest.approx(1, abs=0.15)
+    assert summary["detector_calibration_p"] == pytest.approx(
+        min(1.0, 4 * min(row["calibration_p"] for row in table["detector"]))
+    )
     assert coverage_text(table).rstrip().endswith("passed")
 
 
@@ -87,10 +90,18 @@ def test_halved_uncertainties_are_flagged() -> None:
         "scale_factors": False,
         "average": False,
         "detector": False,
+        "calibration": False,
         "failures": True,
     }
     assert summary["average_68"] == pytest.approx(0.383, abs=0.03)
-    assert "not passed: scale_factors, average, detector" in coverage_text(table)
+    assert "not passed: scale_factors, average, detector, calibration" in coverage_text(table)
+
+
+def test_calibration_sees_a_posterior_that_is_too_wide() -> None:
+    """With twice σ the ranks crowd in the middle."""
+    summary = full_coverage(experiments(2.0))["summary"]
+    assert summary["detector_calibration_p"] < 1e-6
+    assert not summary["passed_by"]["calibration"]
 
 
 def test_coverage_and_pulls_are_those_of_the_definition() -> None:

@@ -35,6 +35,7 @@ def test_the_uncertainties_cover_on_average_and_every_fit_converges(experiments)
     passed = full_coverage(experiments)["summary"]["passed_by"]
     assert passed["average"]
     assert passed["detector"]
+    assert passed["calibration"]
     assert passed["failures"]
 
 
