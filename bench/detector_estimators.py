@@ -132,7 +132,7 @@ def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
     if laboratory.binned is not None:
         begin = time.process_time()
         counts = [count_samples(members, with_spread=False).pooled() for members in plain]
-        posterior = laboratory.binned.posterior(generator, counts, index)
+        posterior = laboratory.binned.posterior(generator, counts, index)[0]
         result["binned"] = _rows(truth, posterior)
         result["seconds"]["binned"] = time.process_time() - begin
     if laboratory.neural is not None:

@@ -2,7 +2,8 @@
 
 An interval covers at 68 (95) % if |value − truth|/total < 1 (1.96). Pulls of scale factors are taken in the
 odds of the efficiency (:func:`selfcal.likelihood.coverage.odds_pulls`), others as they are. The detectors of
-the experiments are drawn from their prior, so that their posteriors also stand simulation-based calibration.
+the experiments are drawn from their prior, so that their posteriors must stand simulation-based calibration
+and TARP; they are those of the model, so that every posterior predictive alarm is a false one.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from selfcal.likelihood.coverage import JETS_MIN, ONE_SIGMA, QUANTILE_95, interval_score, odds_pulls
-from selfcal.sbi.diagnostics import calibration
+from selfcal.sbi.diagnostics import calibration, expected_coverage
+from selfcal.sbi.stage import MISFIT_MIN
 
 Floats = NDArray[np.float64]
+TARP_DRAWS = 1000
 FRACTION_MIN = 0.05
 """Mean true fractions below it are listed, not judged: their priors decide them."""
 
@@ -110,6 +113,8 @@ def full_coverage(experiments: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "detector_68": detector_average,
             "detector_biased": biased,
             "detector_calibration_p": smallest,
+            "tarp_deviation": _tarp_deviation(done),
+            "predictive_alarms": _share_below(MISFIT_MIN, [one.get("predictive_p") for one in done]),
             "passed_by": passed,
             "passed": all(passed.values()),
         },
@@ -188,6 +193,26 @@ def _uniformity(members: Sequence[dict[str, Any]]) -> float:
     return calibration(np.asarray(stats.norm.cdf(pull), np.float64)).uniformity
 
 
+def _tarp_deviation(done: Sequence[dict[str, Any]]) -> float | None:
+    """Largest difference between expected coverage and credibility of the detector's posteriors."""
+    known = [one for one in done if one.get("detector_covariance")]
+    if not known:
+        return None
+    truth, mean = (
+        np.array([[row[k] for row in one["detector"]] for one in known]) for k in ("truth", "value")
+    )
+    generator = np.random.default_rng(1)
+    covariances = [np.array(one["detector_covariance"]) for one in known]
+    draws = [generator.multivariate_normal(m, c, TARP_DRAWS) for m, c in zip(mean, covariances, strict=True)]
+    reached = expected_coverage(truth, np.stack(draws), seed=1)
+    return float(stats.kstest(reached, "uniform").statistic)
+
+
+def _share_below(limit: float, values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean([value < limit for value in known])) if known else None
+
+
 def _grouped(done: Sequence[dict[str, Any]], kind: str, keys: tuple[str, ...]) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for one in done:
@@ -256,6 +281,8 @@ def coverage_text(table: dict[str, Any]) -> str:
         f"scale factors without drawn constraints: {number(summary['average_68_unmoved'])}",
         f"detector: {number(summary['detector_68'])}",
         f"its simulation-based calibration, corrected p-value: {number(summary['detector_calibration_p'])}",
+        f"its largest TARP deviation: {number(summary['tarp_deviation'])}",
+        f"false alarms of its predictive check: {number(summary['predictive_alarms'])}",
         f"fractions: {number(summary['fractions_68'])}",
         f"fractions and map jointly: {number(joint['coverage_68'])}, χ²/n {number(joint['chi2_per_ndf'])}",
         "passed" if summary["passed"] else _failed_by(summary),

@@ -191,7 +191,7 @@ def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
         seconds[name] = clock[-1] - clock[-2]
 
     world = _world(laboratory, generator)
-    posterior = _posterior(laboratory, world, generator, index)
+    posterior, predictive_p = _posterior(laboratory, world, generator, index)
     lap("detector")
     drawn = _draw(laboratory, world, posterior, generator)
     lap("scores")
@@ -213,6 +213,8 @@ def run_experiment(laboratory: Laboratory, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "detector": _detector_rows(world, posterior),
+        "detector_covariance": None if posterior is None else posterior.covariance.tolist(),
+        "predictive_p": predictive_p,
         "fractions": _fraction_rows(world, calibration),
         "scale_factors": _scale_factor_rows(measured, repeated, truth, nominal),
         "joint": joint_deviation(templates, calibration, laboratory.warm, world.fractions, truth),
@@ -233,9 +235,9 @@ def _world(laboratory: Laboratory, generator: np.random.Generator) -> World:
 
 def _posterior(
     laboratory: Laboratory, world: World, generator: np.random.Generator, index: int
-) -> Posterior | None:
+) -> tuple[Posterior, float] | tuple[None, None]:
     if not laboratory.context.config.inference.enabled:
-        return None
+        return None, None
     expected = [laboratory.sizes[region].data[Fold.TRAIN] for region in laboratory.regions]
     observed = laboratory.inference.observed(generator, world.parameters, world.fractions, expected)
     return laboratory.inference.posterior(generator, observed, index)

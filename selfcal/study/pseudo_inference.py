@@ -88,8 +88,12 @@ class DetectorInference:
             found.append(count_samples(parts, with_spread=False).pooled())
         return found
 
-    def posterior(self, generator: np.random.Generator, observed: Sequence[Counts], seed: int) -> Posterior:
+    def posterior(
+        self, generator: np.random.Generator, observed: Sequence[Counts], seed: int
+    ) -> tuple[Posterior, float]:
         """The posterior of ``observed``, inflated where the model does not describe them, as in a run.
+
+        Beside it the posterior predictive p-value that decides about that.
 
         Raises
         ------
@@ -113,7 +117,7 @@ class DetectorInference:
         mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
         covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
         overall = predictive_check(likelihood, fit, seed)[0]
-        return inflated(Posterior(mean, covariance, widths), overall)[0]
+        return inflated(Posterior(mean, covariance, widths), overall)[0], float(overall["p_value"])
 
 
 def _with_emulator(likelihood: BinnedLikelihood, emulator: QuadraticEmulator) -> BinnedLikelihood:

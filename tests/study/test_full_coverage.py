@@ -59,6 +59,8 @@ def experiments(scale: float, number: int = EXPERIMENTS) -> list[dict]:
                 "error": None,
                 "scale_factors": factors,
                 "detector": detector,
+                "detector_covariance": (np.eye(4) * (scale * SIGMA) ** 2).tolist(),
+                "predictive_p": (index + 0.5) / number,
                 "fractions": fractions,
                 "joint": joint,
                 "seconds": {"likelihood": 1.0},
@@ -77,6 +79,8 @@ def test_honest_uncertainties_pass() -> None:
     assert summary["detector_calibration_p"] == pytest.approx(
         min(1.0, 4 * min(row["calibration_p"] for row in table["detector"]))
     )
+    assert summary["tarp_deviation"] < 1.63 / EXPERIMENTS**0.5  # 1 % of exact posteriors exceed it
+    assert summary["predictive_alarms"] == pytest.approx(0.05)
     assert coverage_text(table).rstrip().endswith("passed")
 
 
@@ -94,6 +98,7 @@ def test_halved_uncertainties_are_flagged() -> None:
         "failures": True,
     }
     assert summary["average_68"] == pytest.approx(0.383, abs=0.03)
+    assert summary["tarp_deviation"] > 0.1
     assert "not passed: scale_factors, average, detector, calibration" in coverage_text(table)
 
 
