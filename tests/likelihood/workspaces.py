@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import pyhf
@@ -52,7 +53,7 @@ def small(modifiers: list[Modifier]) -> dict[str, Any]:
     """One channel of three bins; the modifiers act on a signal that has an empty bin."""
     free = [{"name": "yield", "type": "normfactor", "data": None}]
     samples = {"signal": ([3.0, 10.0, 0.0], modifiers), "background": ([8.0, 18.0, 6.0], free)}
-    settings = [LUMI] if any(m["type"] == "lumi" for m in modifiers) else []
+    settings = [deepcopy(LUMI)] if any(m["type"] == "lumi" for m in modifiers) else []
     return workspace({"region": samples}, {"region": [12.0, 30.0, 7.0]}, settings)
 
 
@@ -110,7 +111,7 @@ def everything() -> dict[str, Any]:
             "south": [44.0, 27.0, 40.0],
         },
         [
-            LUMI,
+            deepcopy(LUMI),
             {"name": "mu", "inits": [1.2], "bounds": [[0.0, 5.0]]},
             {"name": "top_yield", "auxdata": [0.2], "bounds": [[-3.0, 3.0]]},
             {"name": "alone", "sigmas": [0.2], "fixed": True},
