@@ -12,6 +12,7 @@ both by ρ, and a unit Gaussian η_fpk that no data constrain moves ε⁰ alone 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,17 @@ class Row:
     @property
     def kind(self) -> str:
         return "continuous" if self.working_point is None else "working_point"
+
+    def place(self, binning: Binning) -> dict[str, Any]:
+        """Which scale factor it is, as every file names it."""
+        return {
+            "flavour": self.flavour,
+            "kind": self.kind,
+            "working_point": self.working_point,
+            "bin": self.bin,
+            "pt_gev": list(binning.pt_gev_range(self.kinematic_bin)),
+            "abs_eta": list(binning.abs_eta_range(self.kinematic_bin)),
+        }
 
 
 @dataclass(frozen=True)

@@ -158,12 +158,7 @@ def as_json(
         known = i is not None
         rows.append(
             {
-                "flavour": row.flavour,
-                "kind": row.kind,
-                "working_point": row.working_point,
-                "bin": row.bin,
-                "pt_gev": list(binning.pt_gev_range(row.kinematic_bin)),
-                "abs_eta": list(binning.abs_eta_range(row.kinematic_bin)),
+                **row.place(binning),
                 "value": float(factors.value[i]) if known else None,
                 "stat": float(sigma[STATISTICS][i]) if known else None,
                 "syst": {g: float(s[i]) for g, s in sigma.items() if g != STATISTICS} if known else {},

@@ -149,12 +149,7 @@ def treatments_json(
         rows.append(
             {
                 "row": int(index),
-                "flavour": row.flavour,
-                "kind": row.kind,
-                "working_point": row.working_point,
-                "bin": row.bin,
-                "pt_gev": list(binning.pt_gev_range(row.kinematic_bin)),
-                "abs_eta": list(binning.abs_eta_range(row.kinematic_bin)),
+                **row.place(binning),
                 "status": row.status,
                 "judged": judged.get(int(index), row.kind == "working_point" and row.status == "measured"),
                 **{
