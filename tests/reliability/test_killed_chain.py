@@ -94,8 +94,8 @@ def _part_of_calibration(run: Path) -> str | None:
     return "bootstraps" if list(run.glob("checkpoints/derivation/*/bulk-0.safetensors")) else "calibration"
 
 
-def content(folder: Path) -> dict[str, object]:
-    """All numbers of a finished study by file, but for times, speeds and names of folders."""
+def numbers(folder: Path) -> dict[str, object]:
+    """All numbers of finished runs by file, but for times and speeds."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -106,6 +106,12 @@ def content(folder: Path) -> dict[str, object]:
             found[name] = {key: value.tobytes() for key, value in read_arrays(path).items()}
         else:
             found[name] = path.read_bytes()
+    return found
+
+
+def content(folder: Path) -> dict[str, object]:
+    """All numbers of a finished study, but for names of folders."""
+    found = numbers(folder)
     summary = json.loads((folder / "out/summary.json").read_text())
     found["summary"] = [(row["point"], row["key"], row["values"], row["error"]) for row in summary["rows"]]
     return found
