@@ -43,8 +43,11 @@ class InferenceConfig(Configured):
     the number of tracks per jet: what the generator may be wrong by. ``points`` is the number of detectors
     simulated for the emulator of the likelihood, ``jets_per_region`` the largest number of simulated jets
     of a region that is used. ``chain_check`` compares the posterior with a Markov chain (NUTS) where pyro
-    is installed. ``map_prior_scale`` multiplies the prior widths of the maps
-    (``calibration.map.displacement_scale``, ``calibration.composition.map_scale``): once the detector is
+    is installed. ``generator_check`` compares data with the corrected simulation in positive impact
+    parameters, multiplicities and momenta, from which nothing was inferred; where the generator does not
+    describe them, what they differ by takes the place of smaller errors of the generator.
+    ``map_prior_scale`` multiplies the prior widths of the maps (``calibration.map.displacement_scale``,
+    ``calibration.composition.map_scale``): once the detector is
     corrected, the map has only the remainder to explain.
     """
 
@@ -57,6 +60,7 @@ class InferenceConfig(Configured):
     modelling_error: Annotated[float, Field(ge=0)] = 0.02
     multiplicity_error: Annotated[float, Field(ge=0)] = 0.03
     chain_check: bool = True
+    generator_check: bool = True
     neural: NeuralConfig = NeuralConfig()
     map_prior_scale: Annotated[float, Field(gt=0, le=1)] = 1 / 3
 

@@ -237,6 +237,21 @@ class PredictiveRow(Content):
     pull: float
 
 
+class GeneratorRow(Content):
+    region: str
+    quantity: str
+    chi2: float
+    ndf: int
+    p_value: float
+
+
+class GeneratorComparison(Content):
+    rows: list[GeneratorRow]
+    noticed: bool
+    error: float
+    flagged: list[str] = []
+
+
 class EnsembleSpread(Content):
     networks: int
     spread: list[float]
@@ -258,6 +273,7 @@ class Posterior(Content):
     flagged: list[str] = []
     inflation: float = 1.0
     chain: dict[str, Any] | None = None
+    generator: GeneratorComparison | None = None
     ensemble: EnsembleSpread | None = None
     set_posterior: AmortisedPosterior | None = None
 

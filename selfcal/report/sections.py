@@ -55,6 +55,7 @@ from selfcal.report.tables import (
     content_table,
     detector_checks_table,
     detector_table,
+    generator_table,
     predictive_table,
     rejection_table,
     response_table,
@@ -192,6 +193,8 @@ def detector_section(files: RunFiles, draw: Draw) -> Section:
         yield draw(corner_figure(posterior))
         yield detector_table(posterior)
         yield predictive_table(posterior)
+        if posterior.generator is not None:
+            yield generator_table(posterior.generator)
         if posterior.chain or posterior.ensemble or posterior.set_posterior:
             yield detector_checks_table(posterior)
         if posterior.chain:

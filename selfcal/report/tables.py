@@ -20,6 +20,7 @@ from selfcal.report.inputs import (
     AgainstTruth,
     Closure,
     Composition,
+    GeneratorComparison,
     Posterior,
     ScaleFactorRow,
     ScaleFactors,
@@ -339,6 +340,31 @@ def predictive_table(posterior: Posterior) -> Table:
             f" The model does not describe them: the covariance is multiplied by {posterior.inflation:.2f}."
         )
     return Table("table_predictive", columns, rows, caption, (POSTERIOR,), folded=True)
+
+
+def generator_table(checked: GeneratorComparison) -> Table:
+    """How well the generator describes what the detector was not inferred from."""
+    columns = ("region", "quantity", "χ²", "ndf", "p-value")
+    rows = tuple(
+        (
+            Cell(row.region),
+            Cell(row.quantity.replace("_", " ")),
+            number(row.chi2, 1),
+            number(row.ndf, 0),
+            number(row.p_value, 3),
+        )
+        for row in checked.rows
+    )
+    caption = (
+        "The generator, checked where the detector was not inferred from: positive impact parameters, "
+        "multiplicities and shares of the jet's momentum under the inferred detector."
+    )
+    if checked.noticed:
+        caption += (
+            f" It does not describe the data: a relative error of {checked.error:.3f} of every bin of the "
+            "histograms is taken where less was configured."
+        )
+    return Table("table_generator", columns, rows, caption, (POSTERIOR,), folded=not checked.noticed)
 
 
 def rejection_table(metrics: TaggerMetrics) -> Table:

@@ -14,6 +14,7 @@ from selfcal.run.context import RunContext
 from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 from selfcal.sbi.diagnostics import predictive_check
 from selfcal.sbi.donors import Donors
+from selfcal.sbi.generator_check import GeneratorCheck, JetSimulator, check_generator
 from selfcal.sbi.inference import RegionTracks, design_sizes, infer_detector, infer_smearing
 from selfcal.sbi.jet_predictive import predictive_jets, shares_of, split_numbers
 from selfcal.sbi.neural_inference import (
@@ -21,6 +22,7 @@ from selfcal.sbi.neural_inference import (
     fit_of_jets,
     infer_neural,
     moves_of_networks,
+    with_error,
 )
 from selfcal.sbi.parameters import PARAMETERS, SPACES
 from selfcal.sbi.posterior import Posterior
@@ -30,6 +32,10 @@ from selfcal.sbi.set_posterior import compare_with_sets
 Floats = NDArray[np.float64]
 
 
+GENERATOR_ERRORS = ("modelling_error", "multiplicity_error")
+"""What the configuration says about the generator."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A posterior and its checks.
@@ -37,7 +43,8 @@ class Estimate:
     Attributes
     ----------
     posterior : as the likelihood gives it
-    predicted : posterior predictive check, the row of everything first; regions by index
+    predicted : posterior predictive check, the row of everything first; regions by index; with the errors
+        of the generator that were configured
     shares : (R, F) fitted composition
     chain : comparison with a Markov chain, if there is one
     details : what else ``posterior.json`` says of the method
@@ -75,6 +82,10 @@ def _binned(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
         found = infer_detector(tracks, rates, space, config, seed, scratch=scratch, on_point=tracker.update)
     else:
         found = infer_smearing(tracks, config, seed, scratch=scratch, on_point=tracker.update)
+    predicted = predictive_check(found.likelihood, found.fit, seed)
+    checked = _checked(context, tracks, found.posterior, found.simulator)
+    if checked is not None and checked.noticed:
+        found = found.with_error(checked.error)
     chain, size = None, len(space.names)
     if _chain_wanted(context):
         density = log_density_of(partial(found.likelihood.residuals, variance=found.fit.variance))
@@ -84,10 +95,10 @@ def _binned(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
     return Estimate(
         found.posterior,
         found.donors,
-        predictive_check(found.likelihood, found.fit, seed),
+        predicted,
         shares_of(prior, found.likelihood.relative_width, tilt),
         chain,
-        {},
+        {"generator": checked and checked.content()},
     )
 
 
@@ -104,8 +115,16 @@ def _neural(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
         on_step=batches.update,
         on_point=points.update,
     )
-    likelihood, fit, donors = found.likelihood, found.fit, found.ensemble.donors
-    predicted = predictive_jets(tracks, found.data, fit.best, fit.covariance, donors, config, seed)
+    donors = found.ensemble.donors
+    predicted = predictive_jets(
+        tracks, found.data, found.fit.best, found.fit.covariance, donors, config, seed
+    )
+    checked = _checked(context, tracks, found.posterior, found.means)
+    if checked is not None and checked.noticed:
+        errors = {name: max(getattr(config, name), checked.error) for name in GENERATOR_ERRORS}
+        config = config.model_copy(update=errors)
+        found = with_error(found, tracks, config)
+    likelihood, fit = found.likelihood, found.fit
     chain, sets = _checks(context, tracks, found)
     tilt = split_numbers(fit.best, *likelihood.fractions.shape)[1]
     sigma = np.sqrt(np.diag(fit.covariance)[: len(PARAMETERS)])
@@ -113,9 +132,20 @@ def _neural(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
     details = {
         "ensemble": {"networks": neural.networks, "spread": (spread / sigma).tolist()},
         "set_posterior": sets,
+        "generator": checked and checked.content(),
     }
     shares = shares_of(likelihood.fractions, likelihood.relative_width, tilt)
     return Estimate(found.posterior, donors, predicted, shares, chain, details)
+
+
+def _checked(
+    context: RunContext, tracks: Sequence[RegionTracks], posterior: Posterior, simulator: JetSimulator
+) -> GeneratorCheck | None:
+    """Data against simulation outside of what the detector is inferred from."""
+    if not context.config.inference.generator_check:
+        return None
+    context.say("infer: is the generator right, where the detector was not inferred from?")
+    return check_generator(tracks, posterior, simulator)
 
 
 def _checks(

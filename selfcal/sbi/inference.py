@@ -54,12 +54,37 @@ class RegionTracks:
 
 @dataclass(frozen=True)
 class Inference:
-    """What :func:`infer_detector` finds; ``donors`` where tracks were smeared."""
+    """What :func:`infer_detector` finds with ``simulator``; ``donors`` where tracks were smeared."""
 
     posterior: Posterior
     donors: Donors | None
     likelihood: BinnedLikelihood
     fit: LaplaceFit
+    simulator: Simulator
+
+    def with_error(self, relative_error: float) -> Inference:
+        """Fitted again with at least this relative error of the generator in every bin.
+
+        Raises
+        ------
+        FitError
+            If the fit does not converge.
+        """
+        modelling = np.maximum(self.likelihood.modelling, relative_error)
+        likelihood = replace(self.likelihood, modelling=modelling)
+        fit = fit_laplace(likelihood, self.fit.best)
+        posterior = _posterior(likelihood, fit, self.posterior.space)
+        return replace(self, posterior=posterior, likelihood=likelihood, fit=fit)
+
+
+class Simulator(Protocol):
+    """The simulation of R regions under a detector θ (D,)."""
+
+    def __call__(self, theta: Floats) -> Floats:
+        """Rates per jet of regions, flavours and bins, (R F B,)."""
+
+    def jets(self, region: int, theta: Floats) -> list[Jets]:
+        """The samples of one region."""
 
 
 class EmulatedLikelihood(Protocol):
@@ -90,13 +115,20 @@ class SmearedRates:
         self.samples = [[(jets, draw_noise(jets, seed)) for jets in region.simulation] for region in regions]
 
     def __call__(self, theta: Floats) -> Floats:
+        return stacked_rates(self, len(self.samples), theta)
+
+    def jets(self, region: int, theta: Floats) -> list[Jets]:
+        """The samples of one region, smeared."""
         parameters = SmearingParameters.from_vector(theta)
-        rates = []
-        for region in self.samples:
-            smeared = [smear(jets, parameters, self.donors, self.seed, noise) for jets, noise in region]
-            counts = count_samples(smeared, with_spread=False)
-            rates.append(per_jet(counts))
-        return np.concatenate([rate.ravel() for rate in rates])
+        return [
+            smear(jets, parameters, self.donors, self.seed, noise) for jets, noise in self.samples[region]
+        ]
+
+
+def stacked_rates(simulator: Simulator, regions: int, theta: Floats) -> Floats:
+    """Rates per jet in the jets that a simulator gives, (R F B,)."""
+    counts = [count_samples(simulator.jets(r, theta), with_spread=False) for r in range(regions)]
+    return np.concatenate([per_jet(one).ravel() for one in counts])
 
 
 def per_jet(counts: Counts) -> Floats:
@@ -129,7 +161,7 @@ def infer_smearing(
 
 def infer_detector(
     regions: Sequence[RegionTracks],
-    rates: Rates,
+    simulator: Simulator,
     space: ParameterSpace,
     config: InferenceConfig,
     seed: int,
@@ -161,7 +193,7 @@ def infer_detector(
     ]
     nominal, widths = space.nominal, space.widths(config.prior_width)
     *_, (likelihood, fit) = two_designs(
-        rates,
+        simulator,
         lambda emulator: build(observations, emulator, nominal, widths, config),
         fit_laplace,
         space,
@@ -171,10 +203,13 @@ def infer_detector(
         identity=_identity(observations, space, seed),
         on_point=on_point,
     )
-    size = len(space.names)
+    return Inference(_posterior(likelihood, fit, space), None, likelihood, fit, simulator)
+
+
+def _posterior(likelihood: BinnedLikelihood, fit: LaplaceFit, space: ParameterSpace) -> Posterior:
+    size, widths = len(space.names), likelihood.prior_width
     covariance = fit.covariance[:size, :size] * np.outer(widths, widths)
-    mean = space.within(likelihood.theta(fit.best))
-    return Inference(Posterior(mean, covariance, widths, space), None, likelihood, fit)
+    return Posterior(space.within(likelihood.theta(fit.best)), covariance, widths, space)
 
 
 def two_designs(

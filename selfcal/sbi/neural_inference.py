@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
 from selfcal.data.flavours import FLAVOURS
+from selfcal.data.jets import Jets
 from selfcal.sbi.binned_likelihood import central_jacobian
 from selfcal.sbi.donors import Donors, collect_donors
 from selfcal.sbi.emulator import QuadraticEmulator
@@ -103,13 +104,13 @@ class SmearedMeans:
 
     def rows(self, region: int, theta: Floats) -> JetRows:
         """Jets of one region's simulation under one detector."""
+        return joined([jet_rows(jets, region, self.seed) for jets in self.jets(region, theta)])
+
+    def jets(self, region: int, theta: Floats) -> list[Jets]:
+        """The samples of one region's simulation under one detector."""
         parameters = SmearingParameters.from_vector(theta)
         donors, seed = self.ensemble.donors, self.seed
-        parts = [
-            jet_rows(smear(jets, parameters, donors, seed, noise), region, seed)
-            for jets, noise in self.samples[region]
-        ]
-        return joined(parts)
+        return [smear(jets, parameters, donors, seed, noise) for jets, noise in self.samples[region]]
 
     def _means(self, region: int, rows: JetRows) -> Floats:
         statistic, weight = self.ensemble.of_simulation(rows), self.weights[region]
@@ -274,10 +275,31 @@ def infer_neural(
         identity=means.identity(),
         on_point=on_point,
     )
+    posterior = _posterior(likelihood, fit)
+    return NeuralInference(posterior, ensemble, data, means, likelihood, fit, first.emulator)
+
+
+def _posterior(likelihood: SetLikelihood, fit: SetFit) -> Posterior:
     widths, size = likelihood.prior_width, len(PARAMETERS)
     mean = SmearingParameters.from_vector(likelihood.theta(fit.best)).vector()
-    posterior = Posterior(mean, fit.covariance[:size, :size] * np.outer(widths, widths), widths)
-    return NeuralInference(posterior, ensemble, data, means, likelihood, fit, first.emulator)
+    return Posterior(mean, fit.covariance[:size, :size] * np.outer(widths, widths), widths)
+
+
+def with_error(
+    found: NeuralInference, regions: Sequence[RegionTracks], config: InferenceConfig
+) -> NeuralInference:
+    """Fitted again with the errors of the generator in ``config``.
+
+    Raises
+    ------
+    FitError
+        If the fit does not converge.
+    """
+    variances = found.means.variances(regions)
+    observations = observations_of(regions, found.data, found.ensemble, variances, config)
+    likelihood = set_likelihood(observations, config, found.likelihood.emulator)
+    fit = fit_sets(likelihood, found.fit.best)
+    return replace(found, posterior=_posterior(likelihood, fit), likelihood=likelihood, fit=fit)
 
 
 def fit_of_jets(

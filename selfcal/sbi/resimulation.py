@@ -20,9 +20,8 @@ from selfcal.generate.stage import collision_cache, generate_request
 from selfcal.generate.theta import DetectorParameters
 from selfcal.generate.workers import ensure_chunks, load_chunk, minimum_bias_pool
 from selfcal.run.context import RunContext
-from selfcal.sbi.inference import per_jet
+from selfcal.sbi.inference import stacked_rates
 from selfcal.sbi.parameters import GENERATOR
-from selfcal.sbi.summaries import count_samples
 from selfcal.training.control_regions import cards_of
 from selfcal.training.samples import within_range
 
@@ -82,11 +81,11 @@ class ResimulatedRates:
         ]
 
     def __call__(self, theta: Floats) -> Floats:
-        rates = []
-        for samples in self.samples:
-            jets = [self._jets(request, truth, seed, theta) for request, truth, seed in samples]
-            rates.append(per_jet(count_samples(jets, with_spread=False)))
-        return np.concatenate([rate.ravel() for rate in rates])
+        return stacked_rates(self, len(self.samples), theta)
+
+    def jets(self, region: int, theta: Floats) -> list[Jets]:
+        """The samples of one region, simulated again."""
+        return [self._jets(request, truth, seed, theta) for request, truth, seed in self.samples[region]]
 
     def _jets(self, request: GenerateRequest, truth: TruthJets, seed: int, theta: Floats) -> Jets:
         jets = simulate(truth, detector_of(theta), self.pool, dataset=request.name, seed=seed).jets

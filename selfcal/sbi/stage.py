@@ -152,3 +152,19 @@ def _say(context: RunContext, posterior: Posterior, diagnostics: dict[str, Any])
         )
     for name in diagnostics["flagged"]:
         context.say(f"infer: not described: {name}")
+    _say_generator(context, diagnostics["generator"])
+
+
+def _say_generator(context: RunContext, checked: dict[str, Any] | None) -> None:
+    if checked is None:
+        return
+    overall = checked["rows"][0]
+    agreement = f"χ²/ndf = {overall['chi2']:.0f}/{overall['ndf']}, p = {overall['p_value']:.2g}"
+    if not checked["noticed"]:
+        context.say(f"infer: the generator describes what the detector was not inferred from ({agreement})")
+        return
+    named = f"; most of all {', '.join(checked['flagged'])}" if checked["flagged"] else ""
+    context.say(
+        f"infer: the generator does not describe the data ({agreement}{named}): a relative error of "
+        f"{checked['error']:.3f} of every bin of the histograms is taken where less was configured"
+    )

@@ -7,9 +7,9 @@ import pytest
 
 from selfcal.errors import DataError
 from selfcal.report.figures.posterior import SHOWN_MAX, corner_figure, shown_parameters
-from selfcal.report.inputs import EnsembleSpread, Posterior
+from selfcal.report.inputs import EnsembleSpread, GeneratorComparison, GeneratorRow, Posterior
 from selfcal.report.style import report_style
-from selfcal.report.tables import detector_checks_table, detector_table, predictive_table
+from selfcal.report.tables import detector_checks_table, detector_table, generator_table, predictive_table
 
 
 def posterior(size: int = 10) -> Posterior:
@@ -65,6 +65,20 @@ def test_tables_carry_the_numbers_of_the_file():
     predicted = predictive_table(content)
     assert predicted.rows[0][predicted.columns.index("χ²")].value == 12.5
     assert "1.30" in predicted.caption
+
+
+def test_the_generator_is_judged_beside_it():
+    rows = [
+        GeneratorRow(region=region, quantity=quantity, chi2=80.0, ndf=40, p_value=2e-4)
+        for region, quantity in (("all", "all"), ("dijet", "displaced_tracks"))
+    ]
+    table = generator_table(GeneratorComparison(rows=rows, noticed=True, error=0.061))
+    assert [row[1].text for row in table.rows] == ["all", "displaced tracks"]
+    assert "0.061" in table.caption
+    assert not table.folded
+    quiet = generator_table(GeneratorComparison(rows=rows, noticed=False, error=0.0))
+    assert quiet.folded
+    assert "does not describe" not in quiet.caption
 
 
 def test_the_method_is_named_and_its_checks_stand_beside_each_other():

@@ -22,6 +22,7 @@ from selfcal.sbi.neural_inference import (
     observed_rows,
     parts_of,
     train_ensemble,
+    with_error,
 )
 from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
 from selfcal.sbi.set_posterior import compare_with_sets
@@ -119,6 +120,19 @@ def test_single_networks_find_nearly_the_same(inferred):
     assert moves.sum(axis=0) == pytest.approx(np.zeros(len(PARAMETERS)), abs=1e-9)
     sigma = inferred[0].posterior.uncertainty / inferred[0].posterior.prior_width
     assert 0 < np.abs(moves / sigma).max() < 2
+
+
+def test_a_larger_error_of_the_generator_widens_the_posterior(inferred, region):
+    found = inferred[0]
+    same = with_error(found, [region], CONFIG)
+    sigma = found.posterior.uncertainty
+    assert same.posterior.mean == pytest.approx(found.posterior.mean, abs=0.01 * sigma.min())
+    assert same.posterior.uncertainty == pytest.approx(sigma, rel=0.01)
+    errors = {"modelling_error": 0.2, "multiplicity_error": 0.2}
+    wider = with_error(found, [region], CONFIG.model_copy(update=errors)).posterior
+    ratio = wider.uncertainty / sigma
+    assert (ratio > 0.99).all()
+    assert ratio[PARAMETERS.index("efficiency_shift")] > 1.05
 
 
 def test_data_outside_of_the_model_are_noticed_and_the_covariance_grows(inferred, region, make_toy_jets):

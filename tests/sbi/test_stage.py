@@ -221,3 +221,38 @@ def test_data_outside_of_the_model_are_noticed_widened_and_named(folder, make_to
     # The same jets as the model has them raise no alarm.
     regular = read_json(inferred[0].directory.results / "posterior.json")
     assert (regular["inflation"], regular["flagged"]) == (1.0, [])
+    assert not regular["generator"]["noticed"]
+
+
+def test_another_generator_is_noticed_and_its_error_taken(folder, make_toy_jets, tmp_path, inferred):
+    """Every fourth track of b and c jets comes from further away on the side of the lifetimes alone."""
+    jets = make_toy_jets(2500, seed=2, dataset="data")
+    tracks = jets.tracks.copy()
+    d0, significance = (jets.track_fields.index(name) for name in ("d0", "lifetimeSignedD0Significance"))
+    heavy = np.repeat(jets.flavour, jets.n_tracks) < 2
+    chosen = heavy & (tracks[:, significance] > 0) & (np.arange(len(tracks)) % 4 == 0)
+    tracks[chosen, significance] += 6.0
+    tracks[chosen, d0] *= 4.0
+    write_jets(tmp_path / "data.h5", replace(jets, tracks=tracks), labels=False)
+    for name in ("sim.h5", "truth.h5", "sim.yaml", "data.yaml", "truth.yaml"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    found = {}
+    for checked in (True, False):
+        reporter = Listening()
+        context = replace(context_of(tmp_path, enabled=True), reporter=reporter)
+        inference = context.config.inference.model_copy(update={"generator_check": checked})
+        config = context.config.model_copy(update={"inference": inference})
+        run_infer(replace(context, config=config))
+        found[checked] = read_json(context.directory.results / "posterior.json")
+        assert ("generator does not describe the data" in "\n".join(reporter.said)) == checked
+    assert found[False]["generator"] is None
+    content = found[True]["generator"]
+    assert content["noticed"]
+    assert "only displaced_tracks" in content["flagged"]
+    assert content["error"] > 0.05
+    wider, plain = (np.array(found[c]["covariance"]) for c in (True, False))
+    assert (np.diag(wider) > 0.999 * np.diag(plain)).all()
+    assert np.diag(wider)[0] > 1.1 * np.diag(plain)[0]
+    # The negative side is as it was: without the check nobody would have known.
+    assert found[False]["predictive"][0] == found[True]["predictive"][0]
+    assert found[True]["predictive"][0]["p_value"] > 0.05
