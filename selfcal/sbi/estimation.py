@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.inference import InferenceConfig
 from selfcal.run.context import RunContext
 from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 from selfcal.sbi.diagnostics import predictive_check
@@ -125,7 +126,7 @@ def _neural(context: RunContext, tracks: Sequence[RegionTracks]) -> Estimate:
         config = config.model_copy(update=errors)
         found = with_error(found, tracks, config)
     likelihood, fit = found.likelihood, found.fit
-    chain, sets = _checks(context, tracks, found)
+    chain, sets = _checks(context, tracks, found, config)
     tilt = split_numbers(fit.best, *likelihood.fractions.shape)[1]
     sigma = np.sqrt(np.diag(fit.covariance)[: len(PARAMETERS)])
     spread = moves_of_networks(found).std(axis=0)
@@ -149,10 +150,10 @@ def _checked(
 
 
 def _checks(
-    context: RunContext, tracks: Sequence[RegionTracks], found: NeuralInference
+    context: RunContext, tracks: Sequence[RegionTracks], found: NeuralInference, config: InferenceConfig
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Laplace against a Markov chain; for few jets, the likelihood against the amortised posterior."""
-    config, seed = context.config.inference, context.config.seed
+    seed = context.config.seed
     chain, sets = None, None
     if _chain_wanted(context):
         density = log_density_of(partial(found.likelihood.residuals, whitening=found.likelihood.whitening()))
