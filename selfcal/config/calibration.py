@@ -20,7 +20,8 @@ class MapConfig(Configured):
     that also fits the composition (``divergence``).
     ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
     of the scores; moving all jets of a flavour that far costs the log-likelihood half of
-    ``displacement_weight``.
+    ``displacement_weight``. With ``displacement_on: splines`` only what the splines of ``flow`` move has this
+    price: its affine part has a prior of its own (of width ``displacement_scale``).
     """
 
     family: Literal["flow", "residual", "brenier", "switch", "identity"] = "flow"
@@ -32,6 +33,7 @@ class MapConfig(Configured):
     spline_bins: PositiveInt = 8
     displacement_scale: Positive = 0.15
     displacement_weight: Positive = 150.0
+    displacement_on: Literal["all", "splines"] = "all"
     steps: PositiveInt = 300
     batch_size: PositiveInt = 1024
     learning_rate: Positive = 3e-3
@@ -42,6 +44,8 @@ class MapConfig(Configured):
             raise ValueError(f"'structure: autoregressive' is by zuko only, found 'library: {self.library}'")
         if self.family == "residual" and self.fit_by == "likelihood":
             raise ValueError("'family: residual' has no inverse, which 'fit_by: likelihood' needs")
+        if self.displacement_on == "splines" and (self.family != "flow" or not self.by_likelihood):
+            raise ValueError("'displacement_on: splines' is for 'family: flow', fitted by likelihood")
         return self
 
     @property
@@ -50,14 +54,27 @@ class MapConfig(Configured):
         return self.fit_by == "likelihood" or (self.fit_by == "auto" and self.family != "residual")
 
 
+Separator = Literal["displaced_tracks", "mirrored_tracks", "displaced_mass"]
+"""A number from a jet's tracks that tells charm from mis-measured light (``training/separators.py``)."""
+
+
 class CompositionConfig(Configured):
     """The flavour fractions of every region, from the bulk of the scores.
 
     ``map_scale`` is the prior width of the stiff maps fitted with them, in standard deviations.
     ``relative_floor`` is added in quadrature to the bootstrap spread of each fraction
     before it constrains the map: what the bulk distance itself may be wrong by.
+    With two ``pt_knots`` or more, the ratio of every fraction to simulation is a linear spline in ln pT with
+    as many knots, whose values at neighbours differ by ``pt_variation`` of the prior's ratio; with
+    one it is a constant. ``separators`` are further numbers of a jet, beside its scores, in which the bulk
+    is compared. ``by: likelihood`` leaves the fractions to the likelihood of the map, with the priors of the
+    data cards in place of what the bulk says.
     """
 
+    by: Literal["distance", "likelihood"] = "distance"
+    pt_knots: PositiveInt = 1
+    pt_variation: Positive = 1.0
+    separators: tuple[Separator, ...] = ()
     relative_floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     map_scale: Positive = 0.1
     steps: PositiveInt = 250

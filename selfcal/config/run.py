@@ -102,6 +102,15 @@ class RunConfig(Configured):
     efficiency_map: EfficiencyMapConfig = EfficiencyMapConfig()
     neural_profile: NeuralProfileConfig = NeuralProfileConfig()
 
+    @model_validator(mode="after")
+    def _separators_need_tracks(self) -> Self:
+        if self.calibration.composition.separators and self.tagger.kind == "scores":
+            raise ValueError(
+                "'calibration.composition.separators' are made from tracks, which 'tagger.kind: scores' "
+                "does not read; leave them out"
+            )
+        return self
+
     @property
     def joint_training(self) -> bool:
         """Whether the tagger is trained together with its calibration: never where its scores are given."""

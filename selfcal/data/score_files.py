@@ -22,14 +22,13 @@ from selfcal.run.context import RunContext
 
 NOMINAL, DETECTOR = "nominal", "detector_"
 _FIELDS = ("log_probability", "pt_gev", "abs_eta", "flavour", "weight", "fold", "event")
-_OPTIONAL = "regressed_pt_gev"
+_OPTIONAL = ("regressed_pt_gev", "separators")
 
 
 def save_scores(path: Path, scored: ScoredJets) -> None:
-    """Write all but the region, which the data card knows, and regressed momenta where there are any."""
+    """Write all but the region, which the data card knows; of the optional columns those that are there."""
     arrays = {name: getattr(scored, name) for name in _FIELDS}
-    if scored.regressed_pt_gev is not None:
-        arrays[_OPTIONAL] = scored.regressed_pt_gev
+    arrays |= {name: value for name in _OPTIONAL if (value := getattr(scored, name)) is not None}
     write_arrays(path, arrays)
 
 
@@ -42,7 +41,7 @@ def load_scores(path: Path, region: str) -> ScoredJets:
         If the file is missing, damaged, or holds other arrays.
     """
     arrays = read_arrays(path)
-    if set(arrays) - {_OPTIONAL} != set(_FIELDS):
+    if set(arrays) - set(_OPTIONAL) != set(_FIELDS):
         raise DataError(
             "the file does not hold scored jets",
             where=str(path),

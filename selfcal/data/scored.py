@@ -22,6 +22,7 @@ class ScoredJets:
     fold : (N,) int8, values of ``Fold``
     event : (N,) int64, index of the jet's event: the unit of the bootstrap
     regressed_pt_gev : (N,) float64, the tagger's estimate of the true pT; None without that head
+    separators : (N, A) float64, what the fractions are fitted with beside the scores; None without such
     """
 
     region: str
@@ -33,6 +34,7 @@ class ScoredJets:
     fold: NDArray[np.int8]
     event: NDArray[np.int64]
     regressed_pt_gev: NDArray[np.float64] | None = None
+    separators: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.pt_gev)
@@ -49,15 +51,17 @@ class ScoredJets:
             self.fold[chosen],
             self.event[chosen],
             None if self.regressed_pt_gev is None else self.regressed_pt_gev[chosen],
+            None if self.separators is None else self.separators[chosen],
         )
 
 
 def concatenate(parts: Sequence[ScoredJets]) -> ScoredJets:
     """All jets of ``parts`` in order; the region name is kept if it is the same, else joined.
 
-    Regressed momenta are kept where every part has them.
+    Regressed momenta and separators are kept where every part has them.
     """
     regressed = [part.regressed_pt_gev for part in parts if part.regressed_pt_gev is not None]
+    separators = [part.separators for part in parts if part.separators is not None]
     regions = list(dict.fromkeys(part.region for part in parts))
     return ScoredJets(
         "+".join(regions),
@@ -69,4 +73,5 @@ def concatenate(parts: Sequence[ScoredJets]) -> ScoredJets:
         np.concatenate([part.fold for part in parts]),
         np.concatenate([part.event for part in parts]),
         np.concatenate(regressed) if len(regressed) == len(parts) else None,
+        np.concatenate(separators) if len(separators) == len(parts) else None,
     )

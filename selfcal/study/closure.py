@@ -9,7 +9,7 @@ and the composition is written without.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ from selfcal.transport.calibration import Calibration, load_calibration
 
 PASSING_MIN = 25
 """Rows with fewer expected passing jets of their flavour are not compared: their errors are not Gaussian."""
+
+FRACTION_MIN = 0.01
+"""Fractions below it, in the prior, are not judged: their widths are floors, not measurements ..."""
+MAIN_MIN = 0.2
+"""... and flavours with this part of a region or more are its main ones."""
 
 VARIANCE_MIN = 1e-12
 """Directions with less than this part of the largest variance carry no information."""
@@ -174,7 +179,10 @@ def _agreement(
 def complete_composition(
     context: RunContext, calibration: Calibration, fitted: dict[str, Any]
 ) -> dict[str, Any]:
-    """The fitted fractions with the true ones of the derive fold's data beside them, where known."""
+    """The fitted fractions with the true ones of the derive fold's data beside them, where known.
+
+    Where some are known, ``summary`` says how far off they are (:func:`fraction_summary`).
+    """
     table = copy.deepcopy(fitted)
     for region in calibration.regions:
         cards = [card for card in context.cards_for("data", "control") if card.region == region]
@@ -185,4 +193,27 @@ def complete_composition(
         for row in table["rows"]:
             if row["region"] == region:
                 row["truth"] = float(total[FLAVOURS.index(row["flavour"])] / total.sum())
+    if known := [row for row in table["rows"] if row["truth"] is not None]:
+        table["summary"] = fraction_summary(known)
     return table
+
+
+def fraction_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | int]:
+    """Fitted fractions in units of their own σ from the true ones, and the σ of main flavours.
+
+    Those with a prior of ``FRACTION_MIN`` or more count; main flavours have ``MAIN_MIN`` of a region or more.
+    """
+    pulls = np.array(
+        [
+            abs(row["fitted"] - row["truth"]) / row["uncertainty"]
+            for row in rows
+            if row["prior"] >= FRACTION_MIN
+        ]
+    )
+    main = [row["uncertainty"] / row["fitted"] for row in rows if row["truth"] >= MAIN_MIN]
+    return {
+        "fractions": len(pulls),
+        "within_1_5_sigma": float((pulls < 1.5).mean()),
+        "largest_pull": float(pulls.max()),
+        "main_relative_uncertainty": float(max(main)),
+    }

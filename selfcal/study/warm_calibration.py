@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
-from selfcal.errors import DataError
+from selfcal.errors import ConfigError, DataError
 from selfcal.likelihood.shifts import relative_shift
 from selfcal.likelihood.templates import read_templates
 from selfcal.run.context import RunContext
@@ -108,12 +108,20 @@ def refit(
 
     Raises
     ------
+    ConfigError
+        If the fractions are fitted with separators, or by likelihood.
     FitError
         If a fit does not converge.
     """
     config = context.config.calibration_in_use
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
+    if config.composition.separators or config.composition.by != "distance":
+        raise ConfigError(
+            "pseudo-experiments hold no separators, and take fractions from the distance",
+            where="calibration.composition",
+            expected="'separators: []' and 'by: distance'",
+        )
     simulated, observed = (
         build_sample(jets, warm.run.regions, warm.run.frame) for jets in (simulation, data)
     )
@@ -137,6 +145,7 @@ def refit(
         None,
         steps,
         warm.undetermined,
+        bulk.pt_shape,
     )
     replicas = torch.from_numpy(warm.replica_fractions.std(0, ddof=1)) * fitted.fractions
     disagreement = fitted.fractions - bulk.fractions

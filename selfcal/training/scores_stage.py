@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.calibration import Separator
 from selfcal.config.card import DataCard
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.jets import Jets
@@ -20,6 +21,7 @@ from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.evaluation import JetScores
 from selfcal.training.samples import Correction, read_card
 from selfcal.training.scoring import regressed_pt_gev, score_jets
+from selfcal.training.separators import separator_columns
 
 Scorer = Callable[[Jets], JetScores]
 """What is known of N jets from their tagger."""
@@ -77,9 +79,10 @@ def score_card(
     """The scored jets of one card, of one ``fold`` or of all. Tracks stay in memory one chunk at a time."""
     fractions = context.config.data.folds_for(card.role)
     parts = read_card(context, card, correction)
+    separators = context.config.calibration.composition.separators
     if fold is not None:
         parts = (jets.select(fold_of(jets, fractions) == fold) for jets in parts)
-    return scored(scorer, parts, card.region, fractions, labelled=card.role == "simulation")
+    return scored(scorer, parts, card.region, fractions, separators, labelled=card.role == "simulation")
 
 
 def scored(
@@ -87,10 +90,11 @@ def scored(
     parts: Iterable[Jets],
     region: str,
     fold_fractions: tuple[float, float, float],
+    separators: Sequence[Separator] = (),
     *,
     labelled: bool,
 ) -> ScoredJets:
-    """Scores, kinematics and folds of all ``parts`` of one dataset."""
+    """Scores, kinematics, folds and the named ``separators`` of all ``parts`` of one dataset."""
     columns: dict[str, list[NDArray[Any]]] = {}
     for jets in parts:
         scores = scorer(jets)
@@ -106,6 +110,8 @@ def scored(
         }
         if scores.log_response is not None:
             chunk["regressed_pt_gev"] = regressed_pt_gev(jets, scores)
+        if separators:
+            chunk["separators"] = separator_columns(jets, separators)
         for name, values in chunk.items():
             columns.setdefault(name, []).append(values)
     whole: dict[str, NDArray[Any]] = {}

@@ -52,6 +52,17 @@ class AffineMap(InvertibleMap):
         solved = torch.linalg.solve_triangular(matrix, (coordinates - shift)[:, :, None], upper=False)
         return solved[:, :, 0], -log_det
 
+    def leading(self, coordinates: int) -> AffineMap:
+        """What the map does to the first ``coordinates`` coordinates: it depends on no later one."""
+        d, first = self.dimension, coordinates
+        below = first * (first - 1) // 2
+        kept = [*range(first), *range(d, d + first), *range(2 * d, 2 * d + below)]
+        result = AffineMap(first, len(self.slope), self.prior_width)
+        with torch.no_grad():
+            result.constant.copy_(self.constant[kept])
+            result.slope.copy_(self.slope[:, kept])
+        return result
+
     def stiffness(self) -> Float[Tensor, ""]:
         width = self.prior_width
         return 0.5 * ((self.constant / width).square().sum() + (self.slope / (0.5 * width)).square().sum())

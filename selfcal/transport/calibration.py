@@ -102,16 +102,23 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
     """Gather the results of a derivation whose tasks are all done.
 
     The uncertainty of a fraction is the larger of the bootstrap spreads of the two fits
-    (bulk distance, likelihood) in quadrature with their difference.
+    (bulk distance, likelihood) in quadrature with their difference; where the likelihood decides alone
+    (``composition.by``), the spread of its replicas.
     """
     count = derivation.config.bootstraps
     replicas = [derivation.mixture(f"replica-{index}") for index in range(count)]
     nominal, bulk = derivation.mixture(), derivation.composition()
     spread = torch.stack([replica.fractions for replica in replicas]).var(0)
-    disagreement = nominal.fractions - bulk.fractions
+    variance = spread
+    if derivation.config.composition.by == "distance":
+        disagreement = nominal.fractions - bulk.fractions
+        variance = torch.maximum(spread, derivation.fraction_uncertainty().square()) + disagreement.square()
     undetermined = derivation.undetermined()
     stiff = with_extrapolated(
-        bulk.maps, undetermined, derivation.simulation, derivation.config.composition.map_scale
+        bulk.score_maps(derivation.simulation.coordinates.shape[1]),
+        undetermined,
+        derivation.simulation,
+        derivation.config.composition.map_scale,
     )
     return Calibration(
         frame,
@@ -122,7 +129,7 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
         derivation.prior,
         nominal.fractions,
         bulk.fractions,
-        (torch.maximum(spread, derivation.fraction_uncertainty().square()) + disagreement.square()).sqrt(),
+        variance.sqrt(),
         tuple(FLAVOURS[index] for index in undetermined),
         tuple(derivation.mixture(f"seed-{index}").maps for index in range(derivation.config.seeds)),
         tuple(derivation.region_dependence().scale.tolist()),

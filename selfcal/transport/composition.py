@@ -20,7 +20,14 @@ from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.exact_fractions import exact_fractions, mixture_distance
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.maps import FlavourMaps
-from selfcal.transport.sample import Sample, simulated_fractions
+from selfcal.transport.pt_fractions import (
+    PtShape,
+    exact_spline,
+    hat_functions,
+    knots_of,
+    spline_distance,
+)
+from selfcal.transport.sample import Sample, joined, simulated_fractions
 
 CONDITION_LENGTH = 0.5
 """A unit of the condition features counts as half a standard deviation of the scores."""
@@ -58,11 +65,33 @@ def distance_features(sample: Sample) -> Float[Tensor, "jets features"]:
 
 
 @dataclass(frozen=True)
+class PtSpline:
+    """How far fractions may vary with pT: the number of knots, and the width of a step between neighbours."""
+
+    knots: int
+    variation: float
+
+
+@dataclass(frozen=True)
 class CompositionFit:
-    """Fitted fractions (R, F) and the stiff maps fitted with them."""
+    """Fitted fractions (R, F), the stiff maps fitted with them, and how the fractions vary with pT.
+
+    The maps move scores and separators together.
+    """
 
     fractions: Float[Tensor, "regions flavours"]
     maps: FlavourMaps
+    pt_shape: PtShape | None = None
+
+    def score_maps(self, coordinates: int) -> FlavourMaps:
+        """The stiff maps of the scores alone, the first ``coordinates``, which depend on no separator."""
+        own = []
+        for index in range(len(FLAVOURS)):
+            stiff = self.maps.of(index)
+            assert isinstance(stiff, AffineMap)
+            own.append(stiff.leading(coordinates))
+        parts = iter(own)
+        return FlavourMaps(lambda: next(parts)).requires_grad_(requires_grad=False)
 
 
 def penalty_samples(
@@ -104,9 +133,7 @@ def _with_data_kinematics(simulation: Sample, data: Sample, regions: int) -> lis
     for region in range(regions):
         sim, obs = simulation.in_region(region), data.in_region(region)
         factor = kinematic_weights(sim.conditions, obs.conditions, sim.weight, obs.weight)
-        weighted = Sample(
-            sim.coordinates, sim.conditions, sim.flavour, sim.region, sim.event, sim.weight * factor
-        )
+        weighted = sim.weighted(factor)
         pairs.append((weighted.rows(weighted.weight != 0), obs.rows(obs.weight != 0)))
     return pairs
 
@@ -123,9 +150,11 @@ def fit_composition(
 ) -> CompositionFit:
     """Fractions and a stiff affine map per flavour by :func:`fit_by_distance`.
 
-    The distance lives in the bulk, where a map cannot trade one flavour for another.
+    The distance lives in the bulk, where a map cannot trade one flavour for another. Separators of the
+    samples are coordinates of it like the scores.
     Raises FitError if the fractions of a region do not converge.
     """
+    simulation, data = simulation.widened(), data.widened()
     maps = FlavourMaps(lambda: AffineMap(simulation.coordinates.shape[1], CONDITIONS, config.map_scale))
     if start is not None:
         maps.load_state_dict(start.maps.state_dict())
@@ -141,6 +170,8 @@ def fit_composition(
         schedule,
         generator,
         progress=progress,
+        spline=None if config.pt_knots == 1 else PtSpline(config.pt_knots, config.pt_variation),
+        shape=None if start is None else start.pt_shape,
     )
 
 
@@ -154,6 +185,8 @@ def fit_by_distance(
     generator: torch.Generator,
     displacement_price: float = 0.0,
     progress: Callable[[int], None] = lambda _: None,
+    spline: PtSpline | None = None,
+    shape: PtShape | None = None,
 ) -> CompositionFit:
     """Fractions and ``maps``, changed in place, by the energy distance.
 
@@ -165,7 +198,9 @@ def fit_by_distance(
     effective sample sizes, E_r = E|Y - Y'| the expectation of n_r D_r when both laws are equal, and
     s = ``LEADING_SHARE``. The maps are the average over the second half of the steps; with them the
     fractions are found without minibatches (:mod:`selfcal.transport.exact_fractions`). Without
-    fractions to ``start`` from, they too are found so at first.
+    fractions to ``start`` from, they too are found so at first. With a ``spline`` the fractions vary with pT
+    (:mod:`selfcal.transport.pt_fractions`): as ``shape`` says while the maps are fitted, or, without, as was
+    found at first.
 
     Raises
     ------
@@ -174,9 +209,7 @@ def fit_by_distance(
     """
     regions = len(prior.fractions)
     pairs = _with_data_kinematics(simulation, data, regions)
-    simulated = simulated_fractions(
-        Sample(*(torch.cat([getattr(p[0], n) for p in pairs]) for n in Sample.__dataclass_fields__)), regions
-    )
+    simulated = simulated_fractions(joined([sim for sim, _ in pairs]), regions)
     scales = []
     for sim, obs in pairs:
         size = (
@@ -189,14 +222,17 @@ def fit_by_distance(
             0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight))
         )
     # Maps that learn beside wrong fractions would make them up: both start at the fractions' minimum.
-    composition = Composition(_exact(pairs, maps, prior, scales, generator) if start is None else start)
+    if start is None:
+        start, shape = _exact(pairs, maps, prior, scales, generator, spline)
+    composition = Composition(start)
+    shaped = pairs if shape is None else [(shape.weighted(sim), obs) for sim, obs in pairs]
 
     energy = EnergyPenalty()
 
     def loss() -> Tensor:
         fractions = composition()
         total = prior_cost(fractions, prior) + maps.stiffness()
-        for region, (sim, obs) in enumerate(pairs):
+        for region, (sim, obs) in enumerate(shaped):
             ratio = fractions[region] / simulated[region].clamp_min(1e-9)
             batch = _minibatch(sim, schedule.batch_size, generator)
             other = _minibatch(obs, schedule.batch_size, generator)
@@ -208,7 +244,8 @@ def fit_by_distance(
     fitted = [p for p in maps.parameters() if p.requires_grad]
     averaged_descent([*composition.parameters(), *fitted], loss, schedule, progress)
     maps = maps.requires_grad_(requires_grad=False)
-    return CompositionFit(_exact(pairs, maps, prior, scales, generator), maps)
+    fractions, shape = _exact(pairs, maps, prior, scales, generator, spline)
+    return CompositionFit(fractions, maps, shape)
 
 
 def _exact(
@@ -217,19 +254,33 @@ def _exact(
     prior: CompositionPrior,
     scales: list[float],
     generator: torch.Generator,
-) -> Float[Tensor, "regions flavours"]:
-    """The fractions of every region at fixed maps."""
-    rows = []
+    spline: PtSpline | None,
+) -> tuple[Float[Tensor, "regions flavours"], PtShape | None]:
+    """The fractions of every region at fixed maps, and their pT dependence where there is one."""
+    rows, shapes, knots = [], [], []
     for region, (sim, obs) in enumerate(pairs):
         with torch.no_grad():
             moved = maps(sim.coordinates, sim.flavour, sim.conditions)
         features = torch.cat([moved, CONDITION_LENGTH * sim.conditions], dim=1)
+        centre, width = prior.fractions[region].numpy(), prior.uncertainty[region].numpy()
+        if spline is not None:
+            knots.append(knots_of(obs.conditions[:, 0], spline.knots))
+            hats = hat_functions(sim.conditions[:, 0], knots[-1])
+            of_spline = spline_distance(
+                features, sim.flavour, sim.weight, hats, distance_features(obs), obs.weight, generator
+            )
+            parts = torch.zeros(len(FLAVOURS), spline.knots, dtype=torch.float64)
+            parts = parts.index_add(0, sim.flavour, sim.weight[:, None] * hats)
+            found, shape = exact_spline(of_spline, scales[region], centre, width, parts, spline.variation)
+            rows.append(found)
+            shapes.append(shape)
+            continue
         form = mixture_distance(
             features, sim.flavour, sim.weight, distance_features(obs), obs.weight, generator
         )
-        centre, width = prior.fractions[region], prior.uncertainty[region]
-        rows.append(exact_fractions(form, scales[region], centre.numpy(), width.numpy()))
-    return torch.from_numpy(np.stack(rows)).to(prior.fractions)
+        rows.append(exact_fractions(form, scales[region], centre, width))
+    fractions = torch.from_numpy(np.stack(rows)).to(prior.fractions)
+    return fractions, PtShape(torch.stack(knots), torch.from_numpy(np.stack(shapes))) if shapes else None
 
 
 def _mean_displacement(sample: Sample, maps: FlavourMaps) -> Float[Tensor, ""]:

@@ -31,13 +31,14 @@ from selfcal.transport.identifiability import (
 )
 from selfcal.transport.maps import FlavourMaps, build_maps
 from selfcal.transport.mixture import KinematicFractions, MixtureFit
+from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import RegionDependence
 from selfcal.transport.sample import Sample, simulated_fractions
 
 INFORMATION_JETS = 20_000
 """Jets of data from which the information is estimated, and scaled to all of them."""
 
-SAMPLE_FIELDS = ("coordinates", "conditions", "flavour", "region", "event", "weight")
+SAMPLE_FIELDS = tuple(Sample.__dataclass_fields__)
 
 
 def write_inputs(
@@ -52,8 +53,12 @@ def write_inputs(
 
     Folders of other inputs or another configuration are removed.
     """
-    arrays = {f"simulation.{name}": getattr(simulation, name).numpy() for name in SAMPLE_FIELDS}
-    arrays |= {f"data.{name}": getattr(data, name).numpy() for name in SAMPLE_FIELDS}
+    arrays = {
+        f"{role}.{name}": column.numpy()
+        for role, sample in (("simulation", simulation), ("data", data))
+        for name in SAMPLE_FIELDS
+        if (column := getattr(sample, name)) is not None
+    }
     arrays |= {"prior.fractions": prior.fractions.numpy(), "prior.uncertainty": prior.uncertainty.numpy()}
     arrays["seed"] = np.array([seed])
     # The arrays are hashed, not their file: safetensors does not fix the order within a file.
@@ -84,6 +89,11 @@ def _restore(module: nn.Module, arrays: Mapping[str, np.ndarray], prefix: str) -
     module.requires_grad_(requires_grad=False)
 
 
+def _sample(arrays: Mapping[str, Tensor], role: str) -> Sample:
+    columns = {name: arrays[key] for name in SAMPLE_FIELDS if (key := f"{role}.{name}") in arrays}
+    return Sample(**columns)
+
+
 @dataclass(frozen=True)
 class Derivation:
     """The folder of one derivation, with its inputs loaded."""
@@ -105,8 +115,8 @@ class Derivation:
         config = CalibrationConfig.model_validate_json((folder / "config.json").read_text())
         return cls(
             folder,
-            Sample(*(arrays[f"simulation.{name}"] for name in SAMPLE_FIELDS)),
-            Sample(*(arrays[f"data.{name}"] for name in SAMPLE_FIELDS)),
+            _sample(arrays, "simulation"),
+            _sample(arrays, "data"),
             CompositionPrior(arrays["prior.fractions"], arrays["prior.uncertainty"]),
             config,
             int(arrays["seed"][0]),
@@ -143,10 +153,25 @@ class Derivation:
     def composition(self, task: str = "composition") -> CompositionFit:
         """A finished composition fit."""
         arrays = read_arrays(self.path(task))
-        width = self.simulation.coordinates.shape[1]
+        width = self.simulation.widened().coordinates.shape[1]
         maps = FlavourMaps(lambda: AffineMap(width, CONDITIONS, self.config.composition.map_scale))
         _restore(maps, arrays, "stiff.")
-        return CompositionFit(torch.from_numpy(arrays["fractions"]), maps)
+        shape = None
+        if "pt_knots" in arrays:
+            shape = PtShape(torch.from_numpy(arrays["pt_knots"]), torch.from_numpy(arrays["pt_values"]))
+        return CompositionFit(torch.from_numpy(arrays["fractions"]), maps, shape)
+
+    def constraint(self, task: str = "composition") -> CompositionPrior:
+        """What the fractions are held to by the map's fit beside the composition fit ``task``."""
+        if self.config.composition.by == "likelihood":
+            _, _, number = task.partition("-")
+            return self.drawn_prior(int(number)) if number else self.prior
+        return CompositionPrior(self.composition(task).fractions, self.fraction_uncertainty())
+
+    def kinematic_fractions(self, simulation: Sample) -> KinematicFractions:
+        """How the fractions vary in the nominal fit: from ``simulation``, and the composition's spline."""
+        simulated = simulated_fractions(simulation, self.regions)
+        return KinematicFractions(simulation, simulated, self.composition().pt_shape)
 
     def densities(self, task: str = "densities") -> BaseDensities:
         """Finished base densities."""
@@ -169,7 +194,7 @@ class Derivation:
         rows = every[:INFORMATION_JETS]
         data = self.data.rows(rows)
         fractions = self.composition().fractions
-        kinematics = KinematicFractions(self.simulation, simulated_fractions(self.simulation, self.regions))
+        kinematics = self.kinematic_fractions(self.simulation)
         scores, names = mixture_scores(data, self.densities(), kinematics, fractions)
         width, scale = self.data.coordinates.shape[1], self.config.composition.map_scale
         return identifiability(

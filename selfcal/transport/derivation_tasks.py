@@ -45,6 +45,7 @@ from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.derivation import Derivation, tensors
 from selfcal.transport.maps import build_maps
 from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
+from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import region_dependence, region_statistics
 from selfcal.transport.sample import Sample, simulated_fractions
 
@@ -52,10 +53,10 @@ from selfcal.transport.sample import Sample, simulated_fractions
 def _save_composition(
     derivation: Derivation, task: str, fit: CompositionFit, extra: Mapping[str, np.ndarray]
 ) -> None:
-    write_arrays(
-        derivation.path(task),
-        {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "stiff."), **extra},
-    )
+    arrays = {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "stiff."), **extra}
+    if fit.pt_shape is not None:
+        arrays |= {"pt_knots": fit.pt_shape.knots.numpy(), "pt_values": fit.pt_shape.values.numpy()}
+    write_arrays(derivation.path(task), arrays)
 
 
 def _run_composition(derivation: Derivation) -> None:
@@ -91,7 +92,7 @@ def _run_region_dependence(derivation: Derivation) -> None:
     simulation = derivation.simulation.rows(derivation.simulation.weight != 0)
     with torch.no_grad():
         moved = fit.maps(simulation.coordinates, simulation.flavour, simulation.conditions)
-    kinematics = KinematicFractions(simulation, simulated_fractions(simulation, derivation.regions))
+    kinematics = derivation.kinematic_fractions(simulation)
     calibrated = replace(simulation, coordinates=moved)
     statistics = [
         region_statistics(derivation.data, calibrated, derivation.densities(), kinematics, fit.fractions, r)
@@ -161,18 +162,18 @@ def _fit_maps(
     start: MixtureFit | None = None,
 ) -> None:
     """Maps and fractions near those of the task ``bulk``; a fit by likelihood needs densities."""
-    constraint = CompositionPrior(derivation.composition(bulk).fractions, derivation.fraction_uncertainty())
     config = derivation.config
     fit = fit_maps(
         simulation,
         data,
         densities,
-        constraint,
+        derivation.constraint(bulk),
         config,
         derivation.generator(task),
         start,
         config.map.steps if start is None else config.bootstrap_steps,
         derivation.undetermined(),
+        derivation.composition(bulk).pt_shape,
     )
     write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")})
 
@@ -187,17 +188,19 @@ def fit_maps(
     start: MixtureFit | None,
     steps: int,
     identities: Sequence[int],
+    pt_shape: PtShape | None = None,
 ) -> MixtureFit:
     """Maps and fractions, by likelihood where ``densities`` are given, else by the composition's distance.
 
-    ``constraint`` is what the bulk says of the fractions; the maps of the flavours ``identities`` stay.
+    ``constraint`` is what the bulk says of the fractions, ``pt_shape`` how it lets them vary with pT; the
+    maps of the flavours ``identities`` stay.
     """
     if densities is not None:
         kept = simulation.rows(simulation.weight != 0)
         return fit_mixture(
             data,
             densities,
-            KinematicFractions(kept, simulated_fractions(kept, len(constraint.fractions))),
+            KinematicFractions(kept, simulated_fractions(kept, len(constraint.fractions)), pt_shape),
             constraint,
             config.map,
             generator,
@@ -214,7 +217,7 @@ def fit_maps(
     # The bulk fit's batches: a distance costs their square.
     schedule = DistanceSchedule(steps, config.composition.batch_size, config.map.learning_rate)
     by_distance = fit_by_distance(
-        simulation,
+        simulation if pt_shape is None else pt_shape.weighted(simulation),
         data,
         constraint,
         maps,

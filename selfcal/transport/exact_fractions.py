@@ -34,7 +34,10 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class MixtureDistance:
-    """The quadratic form D(π) of one region; flavours without simulated jets have no ``present``."""
+    """The quadratic form D(π) of one region in the fractions of its components (here: flavours).
+
+    Those without simulated jets are not ``present``.
+    """
 
     to_data: NDArray[np.float64]
     between: NDArray[np.float64]
@@ -42,11 +45,11 @@ class MixtureDistance:
     present: NDArray[np.bool_]
 
     def value(self, fractions: NDArray[np.float64]) -> float:
-        """D(π) for fractions (F,) that add up to one."""
+        """D(π) for fractions (one per component) that add up to one."""
         return float(2.0 * fractions @ self.to_data - fractions @ self.between @ fractions - self.within_data)
 
     def gradient(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """dD/dπ, (F,)."""
+        """dD/dπ, one per component."""
         slope: NDArray[np.float64] = 2.0 * self.to_data - 2.0 * self.between @ fractions
         return slope
 
@@ -64,30 +67,38 @@ def mixture_distance(
     Pairs of a jet with itself count (V-statistic): the form is then conditionally negative definite
     for any sample (Schoenberg), so that D is convex on the simplex.
     """
-    y, y_weight = _some(data, data_weight, 2 * JETS_MAX, generator)
+    y, y_weight = some_jets((data, data_weight), 2 * JETS_MAX, generator)
     parts = [
-        _some(features[flavour == index], weight[flavour == index], JETS_MAX, generator)
+        some_jets((features[flavour == index], weight[flavour == index]), JETS_MAX, generator)
         for index in range(len(FLAVOURS))
     ]
     present = np.array([bool(len(x)) and float(w.sum()) > 0 for x, w in parts])
     to_data, between = np.zeros(len(FLAVOURS)), np.zeros((len(FLAVOURS), len(FLAVOURS)))
     for f in np.flatnonzero(present):
-        to_data[f] = _mean_distance(*parts[f], y, y_weight)
+        to_data[f] = mean_distance(*parts[f], y, y_weight)
         for g in np.flatnonzero(present[: f + 1]):
-            between[f, g] = between[g, f] = _mean_distance(*parts[f], *parts[g])
-    return MixtureDistance(to_data, between, _mean_distance(y, y_weight, y, y_weight), present)
+            between[f, g] = between[g, f] = mean_distance(*parts[f], *parts[g])
+    return MixtureDistance(to_data, between, mean_distance(y, y_weight, y, y_weight), present)
 
 
-def _some(
-    x: Float[Tensor, "n features"], weight: Float[Tensor, " n"], most: int, generator: torch.Generator
+def some_jets(
+    sample: tuple[Float[Tensor, "n features"], Tensor], most: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """At most ``most`` jets of (features, weights)."""
+    x, weight = sample
     if len(x) <= most:
         return x, weight
     chosen = torch.randperm(len(x), generator=generator)[:most]
     return x[chosen], weight[chosen]
 
 
-def _mean_distance(x: Tensor, x_weight: Tensor, y: Tensor, y_weight: Tensor) -> float:
+def mean_distance(
+    x: Float[Tensor, "n features"],
+    x_weight: Float[Tensor, " n"],
+    y: Float[Tensor, "m features"],
+    y_weight: Float[Tensor, " m"],
+) -> float:
+    """Σ_ij w_i v_j |x_i − y_j| / Σ_ij w_i v_j."""
     total = sum(
         float(x_weight[first : first + _ROWS] @ (pair_distances(x[first : first + _ROWS], y) @ y_weight))
         for first in range(0, len(x), _ROWS)

@@ -220,6 +220,7 @@ class FlowMap(InvertibleMap):
         super().__init__()
         self.affine = AffineMap(coordinates, conditions, config.displacement_scale)
         self.couplings = build_splines(coordinates, conditions, config)
+        self.price_of_splines = config.displacement_on == "splines"
 
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
@@ -229,9 +230,21 @@ class FlowMap(InvertibleMap):
     def inverse_and_log_det(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        _, outer, log_det = self._inverse(coordinates, conditions)
+        return outer, log_det
+
+    def inverse_and_origin(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"], Float[Tensor, "jets coordinates"]]:
+        """With ``displacement_on: splines`` the way has a price behind the affine map, before the splines."""
+        inner, outer, log_det = self._inverse(coordinates, conditions)
+        return outer, log_det, inner if self.price_of_splines else outer
+
+    def _inverse(self, coordinates: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Before the splines, before the affine map, and ln |det ∂T⁻¹/∂u|."""
         inner, log_det_splines = self.couplings.inverse_and_log_det(coordinates, conditions)
         outer, log_det_affine = self.affine.inverse_and_log_det(inner, conditions)
-        return outer, log_det_splines + log_det_affine
+        return inner, outer, log_det_splines + log_det_affine
 
     def stiffness(self) -> Float[Tensor, ""]:
         return self.affine.stiffness()

@@ -54,6 +54,13 @@ class InvertibleMap(CalibrationMap):
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
         """T⁻¹(u | c) and ln |det ∂T⁻¹/∂u|, differentiable: what the likelihood of data needs."""
 
+    def inverse_and_origin(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"], Float[Tensor, "jets coordinates"]]:
+        """:meth:`inverse_and_log_det`, and from where the way to u has a price: from T⁻¹(u)."""
+        inner, log_det = self.inverse_and_log_det(coordinates, conditions)
+        return inner, log_det, inner
+
     def inverse(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:

@@ -17,6 +17,7 @@ from selfcal.transport.composition import Composition, CompositionPrior, prior_c
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.kinematics import fit_logistic, log_probability
 from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.sample import Sample
 
 
@@ -24,10 +25,16 @@ class KinematicFractions:
     """π_rf(c): how the fractions of a region vary with pT and |eta|.
 
     π_rf(c) ∝ p_r(f | c) π_rf / π_rf(simulation), with p_r(f | c) a smooth
-    multinomial regression on the region's simulation.
+    multinomial regression on the region's simulation, times the ratio that ``pt_shape`` has found in data.
     """
 
-    def __init__(self, simulation: Sample, simulated: Float[Tensor, "regions flavours"]) -> None:
+    def __init__(
+        self,
+        simulation: Sample,
+        simulated: Float[Tensor, "regions flavours"],
+        pt_shape: PtShape | None = None,
+    ) -> None:
+        self.pt_shape = pt_shape
         self.log_simulated = simulated.clamp_min(1e-9).log()
         self.coefficients = []
         for region in range(len(simulated)):
@@ -40,7 +47,7 @@ class KinematicFractions:
         for region, coefficients in enumerate(self.coefficients):
             rows = sample.region == region
             result[rows] = log_probability(coefficients, sample.conditions[rows]) - self.log_simulated[region]
-        return result
+        return result if self.pt_shape is None else result + self.pt_shape.ratio(sample).log()
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,14 @@ def mixture_log_density(
     densities: BaseDensities,
     maps: FlavourMaps,
 ) -> tuple[Float[Tensor, "jets flavours"], Float[Tensor, "jets flavours"]]:
-    """Per flavour ln[π_rf(c) p_rf(T_f⁻¹ u | c) |det ∂T_f⁻¹/∂u|] and |T_f⁻¹ u - u|², (N, F)."""
+    """Per flavour ln[π_rf(c) p_rf(T_f⁻¹ u | c) |det ∂T_f⁻¹/∂u|] and the squared distance with its price."""
     weights = torch.log_softmax(log_prior + log_fractions[data.region], dim=1)
     terms, moves = [], []
     for index in range(len(FLAVOURS)):
-        inner, log_det = maps.invertible(index).inverse_and_log_det(data.coordinates, data.conditions)
+        inner, log_det, origin = maps.invertible(index).inverse_and_origin(data.coordinates, data.conditions)
         log_p = densities.log_prob(index, inner, data.conditions, data.region)
         terms.append(weights[:, index] + log_p + log_det)
-        moves.append((inner - data.coordinates).square().sum(1))
+        moves.append((origin - data.coordinates).square().sum(1))
     return torch.stack(terms, 1), torch.stack(moves, 1)
 
 
@@ -92,8 +99,8 @@ def fit_mixture(
       - constraint(π) - stiffness(T) - κ/2 Σ_f E_f |T_f⁻¹ u - u|² / (D s²)
 
     with κ = ``displacement_weight`` and s = ``displacement_scale``. The expectation in the
-    displacement cost runs over data with the (fixed) probability of being of flavour f. The maps of
-    the flavours ``identities`` (indices) are not fitted.
+    displacement cost runs over data with the (fixed) probability of being of flavour f; it is of the splines
+    alone with ``displacement_on: splines``. The maps of the flavours ``identities`` (indices) are not fitted.
 
     Raises
     ------

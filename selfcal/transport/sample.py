@@ -22,7 +22,8 @@ class Sample:
 
     ``coordinates`` (N, D) and ``conditions`` (N, C) are float64, ``flavour`` is -1 in
     data, ``region`` indexes the regions of the calibration, ``event`` identifies the
-    event over all regions and ``weight`` may carry bootstrap factors.
+    event over all regions and ``weight`` may carry bootstrap factors. ``separators`` (N, A) are further
+    numbers of every jet that the fractions alone are fitted with, or None.
     """
 
     coordinates: Float[Tensor, "jets coordinates"]
@@ -31,6 +32,7 @@ class Sample:
     region: Int[Tensor, " jets"]
     event: Int[Tensor, " jets"]
     weight: Float[Tensor, " jets"]
+    separators: Float[Tensor, "jets separators"] | None = None
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -44,11 +46,22 @@ class Sample:
             self.region[index],
             self.event[index],
             self.weight[index],
+            None if self.separators is None else self.separators[index],
         )
 
     def in_region(self, region: int) -> Sample:
         """The jets of one region."""
         return self.rows(self.region == region)
+
+    def weighted(self, factor: Float[Tensor, " jets"]) -> Sample:
+        """The same jets with their weights times ``factor``."""
+        return replace(self, weight=self.weight * factor)
+
+    def widened(self) -> Sample:
+        """The same jets with their separators, if there are any, as further coordinates."""
+        if self.separators is None:
+            return self
+        return replace(self, coordinates=torch.cat([self.coordinates, self.separators], 1), separators=None)
 
     def resampled(self, generator: np.random.Generator) -> Sample:
         """A Poisson(1) bootstrap replica: all jets of an event share one factor (arXiv 1610.03262)."""
@@ -86,10 +99,19 @@ def build_sample(jets: Mapping[str, ScoredJets], regions: Sequence[str], frame: 
                 torch.full((len(part),), index),
                 event,
                 torch.from_numpy(part.weight),
+                None if part.separators is None else torch.from_numpy(part.separators),
             )
         )
-    fields = ("coordinates", "conditions", "flavour", "region", "event", "weight")
-    return Sample(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+    return joined(parts)
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    """All jets of ``samples`` in order; separators are kept where every one has them."""
+    columns = {
+        name: [part for sample in samples if (part := getattr(sample, name)) is not None]
+        for name in Sample.__dataclass_fields__
+    }
+    return Sample(**{name: torch.cat(parts) for name, parts in columns.items() if len(parts) == len(samples)})
 
 
 def simulated_fractions(simulation: Sample, regions: int) -> Float[Tensor, "regions flavours"]:

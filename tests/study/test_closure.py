@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfcal.study.closure import compare_with_truth
+from selfcal.study.closure import compare_with_truth, fraction_summary
 from selfcal.study.passing_shares import PassingShares
 
 WORKING_POINTS = (0.85, 0.77, 0.70, 0.60)
@@ -127,3 +127,24 @@ def test_nested_efficiencies_have_the_binomial_covariance() -> None:
         predicted = shares.covariance if predicted is None else predicted + shares.covariance
     assert predicted is not None
     assert np.cov(np.array(draws).T) == pytest.approx(predicted / 2000, rel=0.12)
+
+
+def test_the_summary_of_fractions_counts_pulls_and_the_errors_of_main_flavours() -> None:
+    def row(prior: float, fitted: float, uncertainty: float, truth: float) -> dict[str, float]:
+        return {"prior": prior, "fitted": fitted, "uncertainty": uncertainty, "truth": truth}
+
+    found = fraction_summary(
+        [
+            row(0.6, 0.55, 0.044, 0.50),  # 1.14 sigma, main: 8 %
+            row(0.3, 0.30, 0.015, 0.25),  # 3.33 sigma, main: 5 %
+            row(0.1, 0.10, 0.050, 0.19),  # 1.8 sigma, not a main flavour
+            row(0.02, 0.02, 0.010, 0.02),
+            row(0.001, 0.001, 0.0001, 0.05),  # not judged
+        ]
+    )
+    assert found == {
+        "fractions": 4,
+        "within_1_5_sigma": 0.5,
+        "largest_pull": pytest.approx(10 / 3),
+        "main_relative_uncertainty": pytest.approx(0.08),
+    }

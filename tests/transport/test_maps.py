@@ -15,6 +15,7 @@ from selfcal.config.calibration import MapConfig
 from selfcal.errors import ConfigError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.flow_map import FlowMap
 from selfcal.transport.latent_map import LatentMap, moved_log_probability
 from selfcal.transport.maps import CalibrationMap, InvertibleMap, build_maps
 
@@ -184,3 +185,33 @@ def test_the_two_libraries_compute_the_same_spline() -> None:
     )
     assert torch.allclose(y, other, atol=1e-8)
     assert torch.allclose(log_det, other_log_det, atol=1e-8)
+
+
+@pytest.mark.parametrize("library", ["zuko", "nflows"])
+def test_the_price_of_splines_leaves_out_the_affine_part(points: tuple[Tensor, Tensor], library: str) -> None:
+    u, c = points
+    built = build_maps(MapConfig(library=library, displacement_on="splines"), 3, 2).of(0)
+    whole = build_maps(MapConfig(library=library), 3, 2).of(0)
+    assert isinstance(built, FlowMap)
+    assert isinstance(whole, FlowMap)
+    with torch.no_grad():
+        built.affine.constant += 0.2
+    inner, log_det, origin = built.inverse_and_origin(u, c)
+    torch.testing.assert_close(origin, u, atol=1e-12, rtol=0.0)
+    assert float((inner - u).abs().max()) > 0.1
+    torch.testing.assert_close(inner, built.inverse(u, c), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(log_det, built.inverse_and_log_det(u, c)[1], rtol=0.0, atol=0.0)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in built.couplings.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    whole.load_state_dict(built.state_dict())
+    before_splines = built.couplings.inverse_and_log_det(u, c)[0]
+    torch.testing.assert_close(built.inverse_and_origin(u, c)[2], before_splines, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(whole.inverse_and_origin(u, c)[2], whole.inverse(u, c), rtol=0.0, atol=0.0)
+
+
+def test_a_price_of_splines_needs_splines_and_the_likelihood() -> None:
+    for settings in ({"family": "brenier"}, {"family": "residual"}, {"fit_by": "divergence"}):
+        with pytest.raises(ValidationError, match="displacement_on: splines"):
+            MapConfig(displacement_on="splines", **settings)
