@@ -99,20 +99,10 @@ class Calibration:
 
 
 def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame) -> Calibration:
-    """Gather the results of a derivation whose tasks are all done.
-
-    The uncertainty of a fraction is the larger of the bootstrap spreads of the two fits
-    (bulk distance, likelihood) in quadrature with their difference; where the likelihood decides alone
-    (``composition.by``), the spread of its replicas.
-    """
+    """Gather the results of a derivation whose tasks are all done."""
     count = derivation.config.bootstraps
     replicas = [derivation.mixture(f"replica-{index}") for index in range(count)]
     nominal, bulk = derivation.mixture(), derivation.composition()
-    spread = torch.stack([replica.fractions for replica in replicas]).var(0)
-    variance = spread
-    if derivation.config.composition.by == "distance":
-        disagreement = nominal.fractions - bulk.fractions
-        variance = torch.maximum(spread, derivation.fraction_uncertainty().square()) + disagreement.square()
     undetermined = derivation.undetermined()
     stiff = with_extrapolated(
         bulk.score_maps(derivation.simulation.coordinates.shape[1]),
@@ -129,7 +119,7 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
         derivation.prior,
         nominal.fractions,
         bulk.fractions,
-        variance.sqrt(),
+        derivation.final_uncertainty(),
         tuple(FLAVOURS[index] for index in undetermined),
         tuple(derivation.mixture(f"seed-{index}").maps for index in range(derivation.config.seeds)),
         tuple(derivation.region_dependence().scale.tolist()),

@@ -220,3 +220,17 @@ class Derivation:
         )
         floor = self.config.composition.relative_floor * self.composition().fractions
         return (replicas.var(0) + floor.square()).sqrt().clamp_min(1e-4)
+
+    def final_uncertainty(self) -> Tensor:
+        """σ of the fractions that the likelihood gives (R, F).
+
+        It is the larger of the bootstrap spreads of the two fits (bulk distance, likelihood) in quadrature
+        with their difference; where the likelihood decides alone (``composition.by``), the spread of its
+        replicas.
+        """
+        replicas = [self.mixture(f"replica-{index}").fractions for index in range(self.config.bootstraps)]
+        spread = torch.stack(replicas).var(0)
+        if self.config.composition.by == "likelihood":
+            return spread.sqrt()
+        disagreement = self.mixture().fractions - self.composition().fractions
+        return (torch.maximum(spread, self.fraction_uncertainty().square()) + disagreement.square()).sqrt()
