@@ -35,7 +35,7 @@ from selfcal.run.progress import SilentReporter
 from selfcal.sbi.correction import load_correction
 from selfcal.study.closure import fraction_summary
 from selfcal.study.execution import context_of
-from selfcal.study.truth import true_jets
+from selfcal.study.truth import true_flavours
 from selfcal.tagger.bundle import load_bundle
 from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.scores_stage import score_card, scorer_of
@@ -115,8 +115,9 @@ def table(context: RunContext, derivation: Derivation) -> dict[str, Any]:
     fitted, sigma = derivation.mixture().fractions, derivation.final_uncertainty()
     bulk = derivation.composition().fractions
     for r, region in enumerate(control_regions(context)):
-        jets = true_jets(context, cards_of(context, "data", region), (Fold.DERIVE,))
-        total = np.bincount(jets.flavour, weights=jets.weight, minlength=len(FLAVOURS))
+        labels = [true_flavours(context, card) for card in cards_of(context, "data", region)]
+        derived = np.concatenate([flavour[fold == Fold.DERIVE] for flavour, fold in labels])
+        total = np.bincount(derived, minlength=len(FLAVOURS))
         for f, flavour in enumerate(FLAVOURS):
             rows.append(
                 {

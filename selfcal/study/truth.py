@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
-from selfcal.data.folds import Fold
+from selfcal.data.folds import Fold, fold_of
 from selfcal.data.reading import read_dataset
 from selfcal.data.score_files import NOMINAL, join_datasets, load_scores, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
@@ -23,6 +24,19 @@ def has_truth(context: RunContext, card: DataCard) -> bool:
     return card.role == "data" and all(holds_closure_truth(path) for path in context.dataset_path(card))
 
 
+def true_flavours(context: RunContext, card: DataCard) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """True flavour and fold of the jets of a dataset that are in use, in the order of its files, (N,)."""
+    flavour, fold = [], []
+    for path in context.dataset_path(card):
+        labels = read_closure_truth(path)
+        for jets in read_dataset(card, [path], wanted_of(context, card, tracks=False)):
+            chosen = jets.select(in_use(jets, context.config.data))
+            assert chosen.row is not None
+            flavour.append(labels[chosen.row])
+            fold.append(fold_of(chosen, context.config.data.folds_for(card.role)))
+    return np.concatenate(flavour), np.concatenate(fold)
+
+
 def true_jets(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fold]) -> ScoredJets:
     """The scored jets of ``cards`` (one region) in ``folds`` with their true flavours.
 
@@ -34,13 +48,7 @@ def true_jets(context: RunContext, cards: Sequence[DataCard], folds: Sequence[Fo
     parts = []
     for card in cards:
         scored = load_scores(context.directory.scores / f"{card.name}.safetensors", card.region)
-        flavour = []
-        for path in context.dataset_path(card):
-            labels = read_closure_truth(path)
-            for jets in read_dataset(card, [path], wanted_of(context, card, tracks=False)):
-                assert jets.row is not None
-                flavour.append(labels[jets.row[in_use(jets, context.config.data)]])
-        truth = np.concatenate(flavour)
+        truth, _ = true_flavours(context, card)
         if len(truth) != len(scored):
             raise DataError(
                 f"{len(truth)} true flavours for {len(scored)} scored jets",
