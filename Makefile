@@ -47,7 +47,7 @@ test-long: demo
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -q -m "not long" -p no:xdist
+	$(BIN)/python -m coverage run -m pytest -q -m "not long" -n 2 --dist loadfile
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m bench.covered
 

@@ -2,7 +2,8 @@
 
 A test marked ``fault(CLASS, "what is done")`` counts as one try, or as many as it makes through the fixture
 ``attempts``. All marked tests together are the campaign, wherever they stand; their table is printed at the
-end of a run, and ``--fault-table FILE`` puts it between the marks of a Markdown file.
+end of a run, and ``--fault-table FILE`` puts it between the marks of a Markdown file. What a test made
+travels with its report, so that tests shared by processes (``-n 2``) are counted, too.
 """
 
 from __future__ import annotations
@@ -60,10 +61,18 @@ class Campaign:
     rows: dict[Key, list[int]] = field(default_factory=dict)
     skipped: dict[Key, str] = field(default_factory=dict)
 
-    def count(self, key: Key, tried: int, survived: int) -> None:
-        row = self.rows.setdefault(key, [0, 0])
-        row[0] += tried
-        row[1] += survived
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest where the table is printed, for the reports of all processes."""
+        made: tuple[int, str, int, int, str] | None = getattr(report, "fault", None)
+        if made is None:
+            return
+        number, what, tried, survived, skipped = made
+        if skipped:
+            self.skipped[number, what] = skipped
+        else:
+            row = self.rows.setdefault((number, what), [0, 0])
+            row[0] += tried
+            row[1] += survived
 
     def lines(self) -> list[str]:
         """The table in Markdown."""
@@ -87,6 +96,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CAMPAIGN] = Campaign()
+    config.pluginmanager.register(config.stash[CAMPAIGN])
 
 
 @pytest.fixture
@@ -104,17 +114,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report: pytest.TestReport = yield
     mark = item.get_closest_marker("fault")
     if mark is not None:
-        key: Key = (mark.args[0], mark.args[1])
-        campaign = item.config.stash[CAMPAIGN]
+        number, what = mark.args
         if report.skipped:
-            campaign.skipped[key] = str(call.excinfo.value).partition("\n")[0] if call.excinfo else "skipped"
+            reason = str(call.excinfo.value).partition("\n")[0] if call.excinfo else "skipped"
+            report.fault = (number, what, 0, 0, reason)
         elif report.when == "call" or report.failed:
             made = item.stash.get(ATTEMPTS, None)
             if made is None:
-                campaign.count(key, 1, int(report.passed))
+                report.fault = (number, what, 1, int(report.passed), "")
             elif report.when == "call":
-                broken = int(report.failed)  # outside any try
-                campaign.count(key, made.tried + broken, made.tried - len(made.failures))
+                tried = made.tried + int(report.failed)  # the test itself, if it failed outside any try
+                report.fault = (number, what, tried, made.tried - len(made.failures), "")
     return report
 
 
