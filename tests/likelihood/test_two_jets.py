@@ -15,6 +15,7 @@ from selfcal.likelihood.templates import Binning
 from selfcal.likelihood.two_jets import (
     FractionWidths,
     PairCounts,
+    PairFit,
     PairLikelihood,
     event_pairs,
     expected_counts,
@@ -192,3 +193,43 @@ def test_too_few_iterations_are_no_fit(monkeypatch) -> None:
     with pytest.raises(FitError, match="the two-jet fit did not converge") as caught:
         fit_pairs(counted(2, 4000), WIDTHS)
     assert "estimated distance to the minimum inf" in str(caught.value.where)
+
+
+def test_scale_factors_and_their_parts_have_the_formula_of_binomial_ratios() -> None:
+    """SF = ε/ε0, σ_pairs = √(Σ C)/ε0, σ_simulation = SF √((1 − ε0)/(ε0 n)), n = (Σw)²/Σw²."""
+    nominal, variance = np.array([[30.0, 50.0, 20.0, 0.0]]), np.array([[15.0, 25.0, 10.0, 0.0]])
+    one_bin = replace(BINNING, pt_gev_edges=(20.0, 250.0))
+    zeros = np.zeros((1, 1, 4, 4))
+    counts = PairCounts(one_bin, zeros, np.zeros((2, 2, 1, 1)), nominal, nominal, nominal, variance)
+    root = np.random.default_rng(2).normal(size=(4, 4))
+    covariance = 1e-4 * root @ root.T
+    efficiency = np.array([[0.25, 0.45, 0.2, 0.1]])
+    rows = pair_scale_factors(counts, PairFit(np.array([0]), efficiency, covariance, 3.0, 2))
+    # The tightest point has no simulated jet: no scale factor.
+    assert [row["working_point"] for row in rows] == list(BINNING.working_points[:2])
+    for row, first, before in zip(rows, (1, 2), (0.7, 0.2), strict=True):
+        passed = efficiency[0, first:].sum()
+        assert row["value"] == pytest.approx(passed / before, rel=1e-12)
+        assert row["pairs"] == pytest.approx(covariance[first:, first:].sum() ** 0.5 / before, rel=1e-12)
+        of_simulation = passed / before * ((1 - before) / before / (100.0**2 / 50.0)) ** 0.5
+        assert row["simulation_statistics"] == pytest.approx(of_simulation, rel=1e-12)
+        assert row["total"] ** 2 == pytest.approx(row["pairs"] ** 2 + of_simulation**2, rel=1e-12)
+        assert row["pt_gev"] == [20.0, 250.0]
+
+
+def test_the_pair_of_an_event_is_its_two_hardest_jets_whatever_the_order() -> None:
+    """Against a loop over the events."""
+    random = np.random.default_rng(4)
+    jets = drawn(1, 40, B_TRUE, CLASSES, "data")
+    jets = replace(jets, event=random.integers(0, 30, 80), pt_gev=random.permutation(80) + 20.0)
+    expected = set()
+    for event in np.unique(jets.event):
+        inside = np.flatnonzero(jets.event == event)
+        if len(inside) > 1:
+            hardest = inside[np.argsort(-jets.pt_gev[inside])]
+            expected.add((int(hardest[0]), int(hardest[1])))
+    one, two = event_pairs(jets)
+    assert set(zip(one.tolist(), two.tolist(), strict=True)) == expected
+    assert len(one) == len(expected)
+    none = jets.select(np.zeros(80, dtype=bool))
+    assert [len(part) for part in event_pairs(none)] == [0, 0]

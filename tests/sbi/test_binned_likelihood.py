@@ -135,3 +135,11 @@ def test_prediction_flags_data_outside_the_model(emulator):
     first = next(r for r in bad if r["histogram"] == "d0" and r["category"] == "innermost_low_pt")
     assert first["p_value"] < 1e-3
     assert abs(first["pull"]) > 3
+
+
+def test_bins_are_merged_from_the_end_and_what_is_left_joins_its_neighbour():
+    assert merged_bins(np.array([20.0, 6.0, 5.0, 9.0, 1.0]), 9.0) == [[0], [1, 2], [3, 4]]
+    assert merged_bins(np.array([4.0, 4.0, 10.0]), 9.0) == [[0, 1, 2]]
+    assert merged_bins(np.array([9.0, 8.9]), 9.0) == [[0, 1]]
+    assert merged_bins(np.array([9.0, 9.0]), 9.0) == [[0], [1]]
+    assert merged_bins(np.array([1.0, 2.0]), 9.0) == [[0, 1]]  # too few altogether: still all of them

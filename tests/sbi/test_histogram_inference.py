@@ -134,3 +134,21 @@ def test_files_without_a_common_histogram_are_refused(tmp_path: Path) -> None:
             file[name] = np.histogram([1.0], EDGES)
     with pytest.raises(DataError, match="no histogram of this file"):
         infer_from_files(*paths, 0.01)
+
+
+def test_histograms_with_other_bins_are_refused_and_those_of_one_file_left_out(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("data.root", "simulation.root")]
+    values = significances(20_000, np.random.default_rng(5))
+    for path, name in zip(paths, ("data", "simulation"), strict=True):
+        with uproot.recreate(path) as file:
+            file["both"] = np.histogram(values, EDGES)
+            file[f"only_in_{name}"] = np.histogram(values, EDGES)
+    assert [one.name for one in infer_from_files(*paths, 0.01)] == ["both"]
+    with uproot.recreate(paths[1]) as file:
+        file["both"] = np.histogram(values, EDGES + 0.01)
+    with pytest.raises(DataError, match="'both' has other bins in data than in simulation"):
+        infer_from_files(*paths, 0.01)
+    with uproot.recreate(paths[1]) as file:
+        file["both"] = np.histogram(values, EDGES[:-1])
+    with pytest.raises(DataError, match="'both' has other bins"):
+        infer_from_files(*paths, 0.01)

@@ -93,3 +93,18 @@ def test_priors_cover_the_ratios_seen_by_cms():
 def test_unknown_priors_are_refused():
     with pytest.raises(ValidationError, match="names \\['nonsense'\\]"):
         InferenceConfig(prior_width={"nonsense": 1.0})
+
+
+def test_a_posterior_of_another_version_or_without_donors_is_refused(posterior, make_toy_jets, tmp_path):
+    save_posterior(posterior, collect_donors([make_toy_jets(50, seed=1)], 1), 1, {}, tmp_path)
+    usual = json.loads((tmp_path / POSTERIOR_NAME).read_text())
+    for change, words in (
+        ({"schema_version": 99}, "schema version 99, expected"),
+        ({"model": "nonsense"}, "not a posterior of this version: 'nonsense'"),
+        ({"seed": None}, "not a posterior of this version"),
+        ({"track_fields": None}, "not a posterior of this version"),
+    ):
+        (tmp_path / POSTERIOR_NAME).write_text(json.dumps(usual | change))
+        with pytest.raises(DataError, match=words) as caught:
+            load_posterior(tmp_path)
+        assert caught.value.where == str(tmp_path)

@@ -13,7 +13,7 @@ from selfcal.sbi.donors import _randomise, collect_donors
 from selfcal.sbi.noise import draw_noise, hashed_uniform, poisson_quantile
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear, smear_each
-from selfcal.sbi.track_columns import column, track_pt_gev
+from selfcal.sbi.track_columns import LOW_PT_GEV, column, track_columns, track_pt_gev
 
 EVERYTHING = SmearingParameters(
     d0_core_scale_low=1.1,
@@ -263,3 +263,69 @@ def test_drawn_impact_parameters_keep_their_resolution():
         assert donated[row, v] / donated[row, v + 1] == pytest.approx(
             before[row, v] / before[row, v + 1], rel=1e-6
         )
+
+
+def test_fields_may_stand_in_another_order_than_the_donors(jets, donors):
+    """Jets of another file: the same columns, backwards."""
+    backwards = replace(jets, tracks=jets.tracks[:, ::-1].copy(), track_fields=jets.track_fields[::-1])
+    expected = smear(jets, EVERYTHING, donors, seed=2)
+    found = smear(backwards, EVERYTHING, donors, seed=2)
+    assert np.array_equal(found.tracks[:, ::-1], expected.tracks)
+    assert np.array_equal(found.track_offsets, expected.track_offsets)
+
+
+def without(jets, *names):
+    kept = [place for place, name in enumerate(jets.track_fields) if name not in names]
+    fields = tuple(jets.track_fields[place] for place in kept)
+    return replace(jets, tracks=jets.tracks[:, kept], track_fields=fields)
+
+
+def test_what_is_taken_where_a_file_has_no_momenta_hits_or_angles(jets):
+    bare = without(jets, "qOverP", "numberOfInnermostPixelLayerHits")
+    assert track_columns(bare).high.all()
+    assert track_columns(bare).innermost.all()
+    assert np.isposinf(track_pt_gev(bare)).all()
+    columns = track_columns(jets)
+    assert np.array_equal(columns.jet, np.repeat(np.arange(len(jets)), np.diff(jets.track_offsets)))
+    assert np.array_equal(columns.innermost, column(jets, "numberOfInnermostPixelLayerHits") > 0)
+    assert np.array_equal(columns.high, track_pt_gev(jets) >= LOW_PT_GEV)
+    assert 0.05 < columns.high.mean() < 0.95
+    # Without its own angle a track goes along the jet's axis.
+    flat = replace(jets, eta=np.zeros_like(jets.eta))
+    curvature = np.abs(column(jets, "qOverP").astype(float))
+    assert track_pt_gev(without(flat, "deta")) == pytest.approx(1e-3 / curvature, rel=1e-9)
+    assert track_pt_gev(flat) == pytest.approx(1e-3 / curvature / np.cosh(column(jets, "deta")), rel=1e-6)
+
+
+def test_hits_of_the_pixels_follow_those_of_the_innermost_layer(jets):
+    """Two lost hits take two pixel hits with them, never below zero; shared and split hits there are gone."""
+    fields = (*jets.track_fields, "numberOfInnermostPixelLayerSharedHits")
+    tracks = np.concatenate([jets.tracks, np.ones((len(jets.tracks), 1), np.float32)], axis=1)
+    inner, pixel = (fields.index(f"numberOf{name}Hits") for name in ("InnermostPixelLayer", "Pixel"))
+    hit = tracks[:, inner] > 0
+    tracks[hit, inner] = 2.0
+    tracks[:, pixel] = np.where(np.arange(len(tracks)) % 2, 5.0, 1.0)
+    full = replace(jets, tracks=tracks, track_fields=fields)
+    donors = collect_donors([full], seed=3)
+    fewer = smear(full, SmearingParameters(innermost_efficiency_shift=-0.3), donors, seed=1).tracks
+    lost = hit & (fewer[:, inner] == 0)
+    assert lost.mean() == pytest.approx(0.3, abs=0.02)
+    assert np.array_equal(fewer[lost, pixel], np.where(tracks[lost, pixel] == 5.0, 3.0, 0.0))
+    assert (fewer[lost, -1] == 0).all()
+    assert np.array_equal(fewer[~lost][:, [inner, pixel]], tracks[~lost][:, [inner, pixel]])
+    more = smear(full, SmearingParameters(innermost_efficiency_shift=0.05), donors, seed=1).tracks
+    gained = ~hit & (more[:, inner] == 1)
+    assert gained.mean() == pytest.approx(0.05, abs=0.01)
+    assert np.array_equal(more[gained, pixel], tracks[gained, pixel] + 1)
+    smaller = without(full, "numberOfPixelHits")
+    again = smear(smaller, SmearingParameters(innermost_efficiency_shift=-0.3), donors, seed=1).tracks
+    assert np.array_equal(
+        again[:, smaller.track_fields.index("numberOfInnermostPixelLayerHits")], fewer[:, inner]
+    )
+
+
+def test_donors_need_tracks_of_one_kind(jets, make_toy_jets):
+    with pytest.raises(DataError, match="no simulated tracks"):
+        collect_donors([], seed=1)
+    with pytest.raises(DataError, match="different track fields"):
+        collect_donors([jets, without(jets, "qOverP")], seed=1)

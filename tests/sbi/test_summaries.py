@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from selfcal.sbi.summaries import D0_EDGES, HISTOGRAMS, N_BINS, Z0_EDGES, count_tracks, tracks_of_jets
+from selfcal.sbi.summaries import (
+    D0_EDGES,
+    HISTOGRAMS,
+    N_BINS,
+    Z0_EDGES,
+    count_samples,
+    count_tracks,
+    tracks_of_jets,
+)
 from selfcal.sbi.track_columns import LOW_PT_GEV, column, track_pt_gev
 
 
@@ -61,3 +71,17 @@ def test_the_negative_side_hardly_knows_the_flavour(make_toy_jets):
     error = np.sqrt(rates[0] / 6000 + rates[1] / 6000 + 1e-9)
     significance = (rates[0] / rates[0].sum() - rates[1] / rates[1].sum()) / (error / rates[1].sum())
     assert np.abs(significance[rates[1] > 0.01]).max() < 4
+
+
+def test_samples_add_up(make_toy_jets):
+    """Of three samples: every count is the sum of theirs, also with weights."""
+    samples = [make_toy_jets(150, seed=seed) for seed in (1, 2, 3)]
+    samples[1] = replace(samples[1], weight=np.full(150, 0.5))
+    together, alone = count_samples(samples), [count_tracks(jets) for jets in samples]
+    for name in ("total", "jets", "spread"):
+        assert np.allclose(getattr(together, name), sum(getattr(one, name) for one in alone), rtol=1e-12)
+    half, whole = alone[1], count_tracks(replace(samples[1], weight=np.ones(150)))
+    assert np.array_equal(2 * half.total, whole.total)
+    assert np.array_equal(4 * half.spread, whole.spread)
+    assert np.array_equal(together.pooled().total, together.total.sum(axis=0, keepdims=True))
+    assert not count_samples(samples, with_spread=False).spread.any()

@@ -1,0 +1,153 @@
+"""The mixture likelihood: its density by another road, its maximum; fractions that follow pT and |eta|."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from selfcal.config.calibration import BaseDensityConfig, MapConfig
+from selfcal.data.flavours import FLAVOURS
+from selfcal.errors import FitError
+from selfcal.transport.base_density import BaseDensities
+from selfcal.transport.composition import CompositionPrior
+from selfcal.transport.kinematics import fit_logistic, log_probability, smooth_features
+from selfcal.transport.maps import build_maps
+from selfcal.transport.mixture import (
+    KinematicFractions,
+    displacement_price,
+    fit_mixture,
+    mixture_log_density,
+)
+from selfcal.transport.sample import Sample, simulated_fractions
+
+D, R, F = 2, 2, len(FLAVOURS)
+DRAWN = torch.tensor([[0.6, 0.1, 0.2, 0.1], [0.1, 0.4, 0.3, 0.2]], dtype=torch.float64)
+CENTRES = torch.tensor([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0], [0.0, -3.0]], dtype=torch.float64)
+
+
+def sample_of(jets: int, seed: int) -> Sample:
+    """Jets of both regions, of flavours as in ``DRAWN``, with coordinates around ``CENTRES``."""
+    generator = torch.Generator().manual_seed(seed)
+    region = torch.arange(jets) % R
+    flavour = torch.multinomial(DRAWN[region], 1, generator=generator)[:, 0]
+    coordinates = CENTRES[flavour] + torch.randn(jets, D, generator=generator, dtype=torch.float64)
+    conditions = torch.randn(jets, 2, generator=generator, dtype=torch.float64)
+    weight = 0.5 + torch.rand(jets, generator=generator, dtype=torch.float64)
+    return Sample(coordinates, conditions, flavour, region, torch.arange(jets), weight)
+
+
+@pytest.fixture(scope="module")
+def densities() -> BaseDensities:
+    """Flows as they begin, but apart from each other."""
+    torch.manual_seed(4)
+    made = BaseDensities(D, R, BaseDensityConfig(hidden_width=8, transforms=1))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return made.requires_grad_(requires_grad=False)
+
+
+def test_the_density_of_every_flavour_is_the_transported_one(densities: BaseDensities) -> None:
+    """ln π(c) + ln p(u) − ln |det ∂T/∂u| at T(u): from the way there, with the Jacobian by autodiff."""
+    torch.manual_seed(5)
+    maps = build_maps(MapConfig(family="flow", hidden_width=8), D, 2)
+    with torch.no_grad():
+        for parameter in maps.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    inner = sample_of(12, 1)
+    log_prior = torch.randn(12, F, dtype=torch.float64)
+    for f in range(F):
+        outer = maps.of(f)(inner.coordinates, inner.conditions)
+        terms, moves = mixture_log_density(
+            replace(inner, coordinates=outer), log_prior, DRAWN.log(), densities, maps
+        )
+        share = torch.exp(log_prior) * DRAWN[inner.region]
+        expected = (share[:, f] / share.sum(1)).log()
+        expected += densities.log_prob(f, inner.coordinates, inner.conditions, inner.region)
+        for row in range(len(inner)):
+
+            def moved(u: torch.Tensor, row: int = row, f: int = f) -> torch.Tensor:
+                return maps.of(f)(u[None], inner.conditions[row : row + 1])[0]
+
+            jacobian = torch.autograd.functional.jacobian(moved, inner.coordinates[row])
+            expected[row] -= torch.linalg.det(jacobian).abs().log()
+        assert torch.allclose(terms[:, f], expected, atol=1e-7)
+        assert torch.allclose(moves[:, f], (outer - inner.coordinates).square().sum(1), atol=1e-7)
+
+
+def test_the_price_of_a_displacement() -> None:
+    config = MapConfig(displacement_weight=3.0, displacement_scale=0.5)
+    assert displacement_price(config, 4) == pytest.approx(3.0 / (2 * 4 * 0.25), rel=1e-12)
+
+
+def test_fractions_at_fixed_maps_obey_the_equation_of_the_maximum(densities: BaseDensities) -> None:
+    """∂/∂π with Σ π = 1: responsibilities − (π − π0) π/σ² + π Σ (π − π0) π/σ², both over the jets, vanish."""
+    data = sample_of(800, 2)
+    equal = torch.full((R, F), 0.25, dtype=torch.float64)
+    prior = CompositionPrior(equal, 0.4 * equal)
+    simulation = sample_of(800, 3)
+    kinematics = KinematicFractions(simulation, simulated_fractions(simulation, R))
+    config = MapConfig(family="identity", batch_size=800, learning_rate=3e-2)
+    steps: list[int] = []
+    found = fit_mixture(
+        data, densities, kinematics, prior, config, torch.Generator().manual_seed(6),
+        steps=250, progress=steps.append, identities=range(F),
+    )  # fmt: skip
+    assert steps == list(range(1, 251))
+    assert torch.allclose(found.fractions.sum(1), torch.ones(R, dtype=torch.float64))
+    assert torch.allclose(found.maps.of(0)(data.coordinates, data.conditions), data.coordinates, atol=1e-9)
+    log_prior = kinematics.log_prior(data)
+    for fractions, limits in ((found.fractions, (0.0, 0.01)), (prior.fractions, (0.05, 1.0))):
+        pull = (fractions - prior.fractions) / prior.uncertainty**2
+        terms, _ = mixture_log_density(data, log_prior, fractions.log(), densities, found.maps)
+        weights = torch.softmax(log_prior + fractions.log()[data.region], dim=1)
+        surplus = (torch.softmax(terms, dim=1) - weights) * data.weight[:, None]
+        for region, pi in enumerate(fractions):
+            rows = data.region == region
+            slope = surplus[rows].sum(0) - pi * (pull[region] - (pi * pull[region]).sum())
+            assert limits[0] <= float(slope.abs().max() / data.weight[rows].sum()) < limits[1]
+
+
+def test_a_likelihood_that_is_no_number_is_an_error(densities: BaseDensities) -> None:
+    data = sample_of(100, 2)
+    prior = CompositionPrior(DRAWN, 0.2 * DRAWN)
+    kinematics = KinematicFractions(data, simulated_fractions(data, R))
+    broken = replace(data, coordinates=data.coordinates * float("nan"))
+    with pytest.raises(FitError, match="the mixture likelihood is not finite") as caught:
+        fit_mixture(
+            broken, densities, kinematics, prior, MapConfig(family="identity"), torch.Generator(), steps=2
+        )
+    assert caught.value.where == "step 0"
+
+
+def test_the_regression_is_stationary_and_its_features_are_those_of_its_docstring() -> None:
+    """Xᵀ w (p − y) + ridge θ = 0, the constants with 1e-3; x is held between -2.5 and 3.5."""
+    sample = sample_of(400, 7)
+    x, y = sample.conditions.T
+    features = torch.stack([x**0, x, x**2, x**3 / 3, y, y**2, x * y], dim=1)
+    assert torch.equal(smooth_features(sample.conditions), features)
+    far = torch.tensor([[-9.0, 1.0], [9.0, 1.0]], dtype=torch.float64)
+    near = torch.tensor([[-2.5, 1.0], [3.5, 1.0]], dtype=torch.float64)
+    assert torch.equal(smooth_features(far), smooth_features(near))
+    found = fit_logistic(sample.conditions, sample.flavour, sample.weight, F, ridge=0.7)
+    probability = log_probability(found, sample.conditions).exp()
+    label = torch.nn.functional.one_hot(sample.flavour, F).double()
+    pull = torch.cat([1e-3 * found[:1], 0.7 * found[1:]])
+    slope = features.T @ (sample.weight[:, None] * (probability - label)) + pull
+    assert float(slope.abs().max()) < 2e-3 * float(sample.weight.sum() ** 0.5)
+
+
+def test_fractions_of_the_simulation_come_back_from_their_spectra() -> None:
+    """With the constants free, mean predicted and simulated fractions agree; ``log_prior`` adds to ln π."""
+    simulation = sample_of(3000, 8)
+    simulated = simulated_fractions(simulation, R)
+    prior = KinematicFractions(simulation, simulated).log_prior(simulation)
+    predicted = torch.exp(prior + simulated.log()[simulation.region])
+    assert torch.allclose(predicted.sum(1), torch.ones(3000, dtype=torch.float64))
+    for region in range(R):
+        rows = simulation.region == region
+        weight = simulation.weight[rows]
+        mean = (weight[:, None] * predicted[rows]).sum(0) / weight.sum()
+        assert torch.allclose(mean, simulated[region], atol=2e-5)
