@@ -71,6 +71,16 @@ def test_has_the_name_it_is_chosen_by(penalty: Penalty) -> None:
     assert type(new(penalty.name)) is type(penalty)
 
 
+def test_only_optimal_transport_refuses_negative_weights_and_only_two_are_no_divergences() -> None:
+    """What a declaration of its own would excuse a penalty from is decided here once more."""
+    declared = {name: new(name) for name in BUILDERS}
+    assert {n for n, p in declared.items() if not p.signed_weights} == {"sinkhorn", "sliced_wasserstein"}
+    assert {n for n, p in declared.items() if not p.drives_calibration} == {"adversary", "expected_variance"}
+    assert {n for n, p in declared.items() if p.pure_regions_only} == {"adversary"}
+    biased = {"sinkhorn", "sliced_wasserstein", "adversary", "expected_variance"}
+    assert {n for n, p in declared.items() if not p.unbiased} == biased
+
+
 def test_gradients_with_respect_to_points_and_weights_of_both_samples(penalty: Penalty) -> None:
     x, y = normal(5, 1), normal(4, 2, 0.3)
     inputs = [t.clone().requires_grad_() for t in (x.points, x.weight, y.points, y.weight)]
