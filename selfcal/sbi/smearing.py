@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.data.jets import ORIGINS, Jets
+from selfcal.errors import DataError
 from selfcal.sbi.donors import ABS_ETA_EDGES, PT_GEV_EDGES, SIGNIFICANCE_MIN, Donors
 from selfcal.sbi.noise import Noise, draw_noise, hashed_uniform, poisson_quantile
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters
@@ -63,7 +64,7 @@ def smear(
     Raises
     ------
     DataError
-        If an impact parameter or a signed significance is absent.
+        If an impact parameter or a signed significance is absent, or a field is none of the donors'.
     """
     if parameters == NOMINAL:
         return jets
@@ -79,7 +80,7 @@ def smear_each(jets: Jets, theta: Floats, donors: Donors, seed: int, noise: Nois
     Raises
     ------
     DataError
-        If an impact parameter or a signed significance is absent.
+        If an impact parameter or a signed significance is absent, or a field is none of the donors'.
     """
     of_jet = dict(zip(PARAMETERS, theta.T, strict=True))
     of_track = {name: np.repeat(row, jets.n_tracks) for name, row in of_jet.items()}
@@ -224,6 +225,13 @@ def _with_added(
     added = donors.tracks[rows]
     names = list(donors.track_fields)
     if donors.track_fields != jets.track_fields:
+        if unknown := [name for name in jets.track_fields if name not in names]:
+            raise DataError(
+                f"the tracks that may be added have no {', '.join(unknown)}",
+                where=jets.dataset,
+                expected=f"the track fields of the control regions' simulation: {', '.join(names)}",
+                fix="give all simulated datasets the same track fields",
+            )
         added = added[:, [names.index(name) for name in jets.track_fields]]
     owner = np.concatenate([np.repeat(np.arange(len(jets)), jets.n_tracks)[kept], jet_of])
     order = np.argsort(owner, kind="stable")

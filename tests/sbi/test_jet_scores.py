@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from selfcal.config.inference import NeuralConfig
-from selfcal.errors import DataError
-from selfcal.sbi.jet_scores import JetRows, empty_scores, train_scores
+from selfcal.errors import DataError, FitError
+from selfcal.sbi.jet_scores import JetRows, _Columns, empty_scores, train_scores
 
 RESPONSE = np.array([[1.0, 0.3], [-0.2, 0.8]])
 """s ~ N(A u + b_f, 1), u ~ N(0, WIDTH² 1)"""
@@ -104,3 +104,49 @@ def test_jets_without_partners_are_refused():
     rows = pairs(20, 6)
     with pytest.raises(DataError, match="pairs"):
         train_scores(rows.select(np.arange(7)), 1, 2, CONFIG, seed=1)
+
+
+def test_a_step_learns_from_as_many_jets_as_asked_and_in_pairs(monkeypatch):
+    """Half of them under u, the same jets under -u; the loss that is no number is an error."""
+    seen = []
+    usual = _Columns.loss
+
+    def watched(self, chosen):
+        seen.append(chosen)
+        return usual(self, chosen)
+
+    monkeypatch.setattr(_Columns, "loss", watched)
+    steps = []
+    config = CONFIG.model_copy(update={"steps": 4, "batch_size": 64})
+    train_scores(pairs(300, 7), 1, 2, config, seed=1, on_step=steps.append)
+    assert steps == [1, 2, 3, 4]
+    assert [len(chosen) for chosen in seen] == [64] * 4
+    for chosen in seen:
+        assert np.array_equal(chosen[32:], chosen[:32] + 300)
+        assert chosen.max() >= 300 > chosen[:32].max()
+    monkeypatch.setattr(_Columns, "loss", lambda self, chosen: usual(self, chosen) * float("nan"))
+    with pytest.raises(FitError, match="loss of the network is not finite"):
+        train_scores(pairs(300, 7), 1, 2, config, seed=1)
+
+
+def test_the_loss_is_the_weighted_sum_of_both_parts():
+    """½ |u − E(u|x)|² − ln p(f|x), with weights of mean one; widths and means are those of the rows."""
+    rows = pairs(40, 8)
+    rows = replace(rows, weight=np.tile(np.linspace(0.5, 2.0, 40), 2))
+    torch.manual_seed(1)
+    scores = empty_scores(rows, 1, 2, CONFIG)
+    columns, chosen = _Columns(rows, scores), np.arange(0, 80, 3)
+    columns.standardise(chosen)
+    for centre, width, values in (
+        (scores.feature_mean, scores.feature_width, rows.summaries),
+        (scores.kinematics_mean, scores.kinematics_width, rows.kinematics),
+    ):
+        assert centre.numpy() == pytest.approx(values[chosen].mean(axis=0), rel=1e-5, abs=1e-6)
+        assert width.numpy() == pytest.approx(values[chosen].std(axis=0), rel=1e-5)
+    mean, log_share = scores(scores.inputs(rows, chosen))
+    expected = 0.0
+    for place, row in enumerate(chosen):
+        distance = 0.5 * ((rows.theta[row] - mean[place].detach().numpy()) ** 2).sum()
+        entropy = -log_share[place, rows.flavour[row]].item()
+        expected += rows.weight[row] / rows.weight.mean() * (distance + entropy) / len(chosen)
+    assert columns.loss(chosen).item() == pytest.approx(expected, rel=1e-5)

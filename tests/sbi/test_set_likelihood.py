@@ -138,6 +138,25 @@ def test_the_error_of_the_simulation_is_that_of_repeated_simulations():
     assert np.cov(np.array(means).T).diagonal() == pytest.approx(np.mean(claimed, axis=0).diagonal(), rel=0.3)
 
 
+def test_the_error_of_the_simulation_counts_weights_and_leaves_out_what_has_no_positive_total():
+    """Σ_f π_f² Σ w² (t − T_f)(t − T_f)ᵀ / (Σ w)², jet by jet; a flavour of negative total has no mean."""
+    rows = toy_rows(np.random.default_rng(8), 60)
+    statistic = np.random.default_rng(9).normal(size=(60, 2))
+    weight = np.random.default_rng(10).uniform(0.2, 2.0, 60)
+    fractions = np.array([0.6, 0.4])
+    expected = np.zeros((2, 2, 2))
+    for flavour in range(2):
+        inside = np.flatnonzero(rows.flavour == flavour)
+        total = sum(weight[i] for i in inside)
+        mean = sum(weight[i] * statistic[i] for i in inside) / total
+        for i in inside:
+            part = fractions[flavour] * weight[i] / total * (statistic[i] - mean)
+            expected[flavour] += np.outer(part, part)
+    assert simulation_variance(rows, weight, statistic, fractions) == pytest.approx(expected.sum(axis=0))
+    negative = np.where(rows.flavour == 1, -weight, weight)
+    assert simulation_variance(rows, negative, statistic, fractions) == pytest.approx(expected[0])
+
+
 def test_posteriors_of_many_samples_are_calibrated_and_wrong_ones_noticed():
     """Simulation-based calibration and TARP; intervals cut in half fail."""
     generator = np.random.default_rng(11)

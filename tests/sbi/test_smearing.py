@@ -274,6 +274,14 @@ def test_fields_may_stand_in_another_order_than_the_donors(jets, donors):
     assert np.array_equal(found.track_offsets, expected.track_offsets)
 
 
+def test_a_field_that_no_donor_has_is_named(jets, make_toy_jets):
+    lacking = collect_donors([without(make_toy_jets(100, seed=4), "qOverP")], seed=1)
+    with pytest.raises(DataError, match="may be added have no qOverP") as caught:
+        smear(jets, EVERYTHING, lacking, seed=1)
+    assert caught.value.where == "toy"
+    assert "d0, z0SinTheta" in str(caught.value.expected)
+
+
 def without(jets, *names):
     kept = [place for place, name in enumerate(jets.track_fields) if name not in names]
     fields = tuple(jets.track_fields[place] for place in kept)
