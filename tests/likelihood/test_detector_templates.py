@@ -13,7 +13,7 @@ from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.shifts import independent_modes
 from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import read_templates, templates_json
-from selfcal.likelihood.workspace import build_workspace
+from selfcal.likelihood.workspace import build_workspace, template_shifts
 from selfcal.run.atomic import write_json
 
 
@@ -93,3 +93,40 @@ def test_templates_of_another_version_are_refused(asimov_world, tmp_path):
         with pytest.raises(DataError, match=f"not the templates of a fit: {message}") as caught:
             read_templates(tmp_path / "templates.json")
         assert caught.value.fix == "run 'selfcal fit' again"
+
+
+def test_every_named_shift_is_a_ratio_of_templates_bin_by_bin(random_world):
+    """varied/calibrated - 1: of the detector for all flavours, of another map, of the map elsewhere.
+
+    Where the shape of a flavour is free nothing of it moves but what carries the map to another region.
+    """
+    random = np.random.default_rng(3)
+    plain = random_world.templates
+    other, moved, corrected = (
+        plain.calibrated * random.uniform(0.9, 1.1, plain.calibrated.shape) for _ in range(3)
+    )
+    templates = replace(plain, variations={"stiff": other}, detector={"0": moved}, corrected=corrected)
+    config = FitConfig(free_flavours=("b",), extrapolation_fraction=0.3)
+    layout = make_layout(templates, config)
+    shifts, rests = template_shifts(templates, layout, config)
+    assert layout.free[0].all()
+    for f, flavour in enumerate(layout.flavours):
+        found = dict(shifts[f])
+        names = {name for name in found if not name.startswith("map_mode_")}
+        elsewhere = {region for r, region in enumerate(layout.regions) if r != layout.reference[f]}
+        extrapolated = {f"extrapolation_{region}_{flavour}" for region in elsewhere}
+        models = set() if flavour == "b" else {f"map_model_stiff_{flavour}"}
+        assert names == {"detector_0", *models, *extrapolated}
+        for r, p, k in np.ndindex(plain.data.shape):
+            content = templates.calibrated[r, f, p, k]
+            for name, varied in (("detector_0", moved), *((model, other) for model in models)):
+                expected = 0.0 if flavour == "b" or content == 0 else varied[r, f, p, k] / content - 1
+                assert found[name][r, p, k] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+            for region in elsewhere:
+                expected = 0.0
+                if layout.regions[r] == region and content > 0:
+                    expected = 0.3 * (corrected[r, f, p, k] / content - 1)
+                assert found[f"extrapolation_{region}_{flavour}"][r, p, k] == pytest.approx(
+                    expected, rel=1e-12
+                )
+        assert (rests[f].max() > 0) == (flavour != "b")

@@ -233,3 +233,40 @@ def test_the_pair_of_an_event_is_its_two_hardest_jets_whatever_the_order() -> No
     assert len(one) == len(expected)
     none = jets.select(np.zeros(80, dtype=bool))
     assert [len(part) for part in event_pairs(none)] == [0, 0]
+
+
+def test_weights_are_summed_pair_by_pair_and_jet_by_jet() -> None:
+    """Against loops; a pair has the weight of its event."""
+    random = np.random.default_rng(6)
+    data, simulation = drawn(3, 150, B_TRUE, CLASSES, "data"), drawn(4, 200, B_TRUE, CLASSES, "simulation")
+    data, simulation = (
+        replace(jets, weight=random.uniform(0.5, 2.0, 1 + jets.event.max())[jets.event])
+        for jets in (data, simulation)
+    )
+    values = tuple(jets.log_probability[:, 0] for jets in (data, simulation, simulation))
+    counts = pair_counts(data, simulation, simulation, values, BINNING, 0.1)
+    observed, classes = np.zeros_like(counts.observed), np.zeros_like(counts.classes)
+    for jets, table in ((data, observed), (simulation, classes)):
+        for event in np.unique(jets.event):
+            first, second = sorted(np.flatnonzero(jets.event == event), key=lambda jet: -jets.pt_gev[jet])
+            p, q = (int(jets.pt_gev[jet] >= 60) for jet in (first, second))
+            if table is observed:
+                k, m = (int(jets.log_probability[jet, 0]) for jet in (first, second))
+                observed[p, q, k, m] += jets.weight[first]
+            else:
+                classes[int(jets.flavour[first] != 0), int(jets.flavour[second] != 0), p, q] += jets.weight[
+                    first
+                ]
+    assert counts.observed == pytest.approx(observed, rel=1e-12)
+    assert counts.classes == pytest.approx(classes, rel=1e-12)
+    sums = np.zeros((2, 2, 2, 4))  # b or other, power of the weight, p, k
+    for jet in range(len(simulation)):
+        place = int(simulation.pt_gev[jet] >= 60), int(simulation.log_probability[jet, 0])
+        for power in (1, 2):
+            sums[int(simulation.flavour[jet] != 0), power - 1][place] += simulation.weight[jet] ** power
+    assert counts.nominal == pytest.approx(sums[0, 0], rel=1e-12)
+    assert counts.nominal_variance == pytest.approx(sums[0, 1], rel=1e-12)
+    assert counts.other == pytest.approx(sums[1, 0], rel=1e-12)
+    error = np.ones((2, 4))
+    error[sums[1, 0] > 0] = (sums[1, 1] ** 0.5)[sums[1, 0] > 0] / sums[1, 0][sums[1, 0] > 0]
+    assert counts.other_width == pytest.approx(np.hypot(0.1, np.minimum(error, 1.0)), rel=1e-12)
