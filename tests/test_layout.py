@@ -97,3 +97,24 @@ def test_modules_are_named_after_what_they_hold():
 def test_every_module_says_what_it_is():
     silent = [name_of(path) for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))]
     assert silent == []
+
+
+MUTABLE = {
+    "selfcal/config/document.py", "selfcal/data/guards.py", "selfcal/export/combine.py",
+    "selfcal/report/sections.py", "selfcal/run/progress.py", "selfcal/sbi/jet_summaries.py",
+    "selfcal/sbi/smearing.py", "selfcal/training/checkpoints.py",
+}  # fmt: skip
+"""Modules with a dataclass that something is written into after it was made."""
+
+
+def test_dataclasses_are_frozen():
+    """Results that pass from hand to hand do not change on the way."""
+    found = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                for decorator in map(ast.unparse, node.decorator_list):
+                    if decorator.partition("(")[0] == "dataclass" and "frozen=True" not in decorator:
+                        found[node.name] = name_of(path)
+    assert set(found.values()) == MUTABLE
+    assert len(found) == 11

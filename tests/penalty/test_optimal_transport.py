@@ -58,3 +58,24 @@ def test_entropic_cost_equals_the_primal_of_pot() -> None:
     primal = (plan * cost).sum() + 0.5 * (plan * np.log(plan / independent)).sum()
     found = SinkhornDivergence(0.5, 5000, 1e-13).entropic_cost(x.points, y.points, a, b)
     assert float(found) == pytest.approx(primal, rel=1e-9)
+
+
+def test_the_divergence_that_is_chosen_by_its_name_alone_is_that_of_half_a_variance() -> None:
+    """Against plain iterations in logarithms: f = -ε ln Σ b e^{(g - M)/ε} and in turn, with ε = 0.5."""
+    x, y = cloud(12, 8), cloud(9, 9)
+    y = PenaltySample(1.5 * y.points + 0.3, y.weight)
+    epsilon = 0.5
+
+    def cost(one: PenaltySample, two: PenaltySample) -> float:
+        a, b = (s.weight.numpy() / s.weight.sum().item() for s in (one, two))
+        between = ((one.points.numpy()[:, None] - two.points.numpy()[None]) ** 2).sum(axis=2)
+        f, g = np.zeros(len(a)), np.zeros(len(b))
+        for _ in range(2000):
+            f = -epsilon * np.log(np.exp((g[None] - between) / epsilon) @ b)
+            g = -epsilon * np.log(np.exp((f[:, None] - between) / epsilon).T @ a)
+        return float(f @ a + g @ b)
+
+    expected = cost(x, y) - 0.5 * cost(x, x) - 0.5 * cost(y, y)
+    assert float(SinkhornDivergence()(x, y)) == pytest.approx(expected, rel=1e-4)
+    sharper = SinkhornDivergence(0.1, 5000, 1e-9)(x, y)
+    assert float(sharper) != pytest.approx(expected, rel=1e-2)

@@ -335,5 +335,7 @@ def test_hits_of_the_pixels_follow_those_of_the_innermost_layer(jets):
 def test_donors_need_tracks_of_one_kind(jets, make_toy_jets):
     with pytest.raises(DataError, match="no simulated tracks"):
         collect_donors([], seed=1)
-    with pytest.raises(DataError, match="different track fields"):
-        collect_donors([jets, without(jets, "qOverP")], seed=1)
+    others = replace(without(jets, "qOverP"), dataset="other")
+    with pytest.raises(DataError, match="different track fields") as caught:
+        collect_donors([jets, others], seed=1)
+    assert caught.value.where == "toy"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from selfcal.transport.decorrelation import Decorrelation, binned_thresholds, decorrelate
+from selfcal.transport.decorrelation import Decorrelation, _powers, binned_thresholds, decorrelate
 
 EFFICIENCY = 0.2
 
@@ -67,3 +68,9 @@ def test_binned_thresholds_have_the_wanted_efficiency_in_their_bins() -> None:
     place = np.digitize(x, edges)
     for k in range(3):
         assert (d[place == k] > cuts[k]).mean() == pytest.approx(EFFICIENCY, abs=1e-3)
+
+
+def test_the_map_is_given_the_first_three_terms_of_a_power_series() -> None:
+    c = torch.tensor([[-2.0], [0.0], [0.5], [3.0]], dtype=torch.float64)
+    expected = [[-2.0, 2.0, -8 / 6], [0.0, 0.0, 0.0], [0.5, 0.125, 0.125 / 6], [3.0, 4.5, 4.5]]
+    assert torch.allclose(_powers(c), torch.tensor(expected, dtype=torch.float64), atol=1e-15)
