@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from selfcal.run.sealed import write_sealed
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation, write_inputs
-from selfcal.transport.derivation_tasks import _finished, derive, run_tasks
+from selfcal.transport.derivation_tasks import derive, run_tasks
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.mixture import KinematicFractions
 from selfcal.transport.optimality import displacement_table
@@ -90,17 +91,31 @@ def test_maps_by_distance_move_light_jets_by_the_true_shift(
     assert len(found.replicas) == config.bootstraps
 
 
-@pytest.mark.fault(1, "a derivation interrupted and shared by processes: the same numbers")
-def test_numbers_depend_neither_on_interruption_nor_on_processes(
+@pytest.mark.fault(1, "a derivation shared by processes, one of them killed: an error, then the same numbers")
+def test_numbers_depend_neither_on_a_killed_process_nor_on_how_many_there_are(
     derived: tuple[Derivation, ScoreFrame], world: SyntheticWorld, tmp_path: Path
 ) -> None:
-    """Some tasks are taken over, the others are done anew in another process and another order."""
+    """Some tasks are taken over, the others are done anew in other processes and another order."""
     _, folder = prepare(world, tmp_path)
     finished = derived[0]
     for task in ("composition", "bulk-1"):
         (folder / f"{task}.safetensors").write_bytes(finished.path(task).read_bytes())
     torch.rand(17)
-    resumed = derive(folder, 2, lambda done, total: None)
+
+    def kill_one(done: int, total: int) -> None:
+        if done == 3:
+            process = multiprocessing.active_children()[0]
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+
+    with pytest.raises(FitError, match="a calibration process ended unexpectedly") as caught:
+        derive(folder, 2, kill_one)
+    assert caught.value.where == str(folder)
+    assert "finished tasks are kept" in (caught.value.fix or "")
+    assert not (folder / "replica-0.safetensors").exists()
+    begun_with: list[int] = []
+    resumed = derive(folder, 2, lambda done, total: begun_with.append(done))
+    assert begun_with[0] >= 3
     for task in ("densities", "identifiability", "bulk-0", "mixture", "replica-0", "replica-1"):
         first, second = (read_arrays(d.path(task)) for d in (finished, resumed))
         assert all(np.array_equal(first[name], second[name]) for name in first), task
@@ -185,15 +200,6 @@ def test_nothing_is_started_where_nothing_is_missing(monkeypatch: pytest.MonkeyP
     seen: list[tuple[int, int]] = []
     run_tasks([[], []], 5, 2, lambda done, total: seen.append((done, total)))
     assert seen == [(5, 5)]
-
-
-def test_a_lost_process_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    lost: Future[str] = Future()
-    lost.set_exception(BrokenProcessPool("a process died"))
-    with pytest.raises(FitError, match="a calibration process ended unexpectedly") as caught:
-        _finished(lost, tmp_path)
-    assert caught.value.where == str(tmp_path)
-    assert "finished tasks are kept" in (caught.value.fix or "")
 
 
 def test_a_map_of_another_version_is_refused(tmp_path: Path) -> None:
