@@ -173,6 +173,17 @@ def test_a_flat_direction_is_an_error_unless_forced(workspaces) -> None:
     assert forced.certificate["hessian_eigenvalue_min"] < 1e-9
 
 
+def test_the_first_start_is_the_given_one_and_only_later_ones_are_drawn(workspaces) -> None:
+    """From the minimum the next fit has nothing to do, whatever its seed."""
+    model = HistFactory(workspaces.small([workspaces.MODIFIERS["normsys"]]))
+    found = fit(model)
+    assert found.certificate["starts"] == 1
+    again = [fit(model, start=torch.from_numpy(found.best_fit), seed=seed) for seed in (1, 2, 3)]
+    for one in again:
+        assert one.certificate["iterations"] < found.certificate["iterations"]
+        assert np.array_equal(one.best_fit, again[0].best_fit)
+
+
 def test_goodness_of_fit_counts_bins_minus_free_parameters(random_world) -> None:
     measured = measure(random_world.templates, FitConfig(free_flavours=("b",)))
     goodness = goodness_of_fit(measured.model, measured.result)

@@ -89,6 +89,17 @@ def test_a_flavour_of_a_single_region_keeps_the_prior() -> None:
     assert found.scale[LIGHT] < 0.3 * PRIOR_WIDTH
 
 
+@pytest.mark.parametrize("width", [0.05, 0.15, 0.6])
+def test_without_response_the_scale_is_that_of_the_prior(width: float) -> None:
+    """The root mean square of a half-normal law cut at three widths: √(1 − 6 φ(3)/(2 Φ(3) − 1)) = 0.9866."""
+    model = Model(4)
+    parts = [replace(part, shift=np.zeros_like(part.shift)) for part in model.parts]
+    found = region_dependence(parts, model.sigma, width, 1)
+    assert found.scale == pytest.approx(np.full(len(FLAVOURS), 0.9866 * width), rel=0.01)
+    assert found.p_value == 1.0
+    assert not found.shift.any()
+
+
 class Model:
     """Random responses, of which statistics are drawn that obey the random-effects model exactly."""
 
