@@ -225,9 +225,9 @@ def _with_added(
     added = donors.tracks[rows]
     names = list(donors.track_fields)
     if donors.track_fields != jets.track_fields:
-        if unknown := [name for name in jets.track_fields if name not in names]:
+        if absent := [name for name in jets.track_fields if name not in names]:
             raise DataError(
-                f"the tracks that may be added have no {', '.join(unknown)}",
+                f"the tracks that may be added have no {', '.join(absent)}",
                 where=jets.dataset,
                 expected=f"the track fields of the control regions' simulation: {', '.join(names)}",
                 fix="give all simulated datasets the same track fields",
