@@ -226,11 +226,12 @@ class Derivation:
 
         It is the larger of the bootstrap spreads of the two fits (bulk distance, likelihood) in quadrature
         with their difference; where the likelihood decides alone (``composition.by``), the spread of its
-        replicas.
+        replicas ⊕ ``relative_floor``.
         """
         replicas = [self.mixture(f"replica-{index}").fractions for index in range(self.config.bootstraps)]
         spread = torch.stack(replicas).var(0)
+        nominal = self.mixture().fractions
         if self.config.composition.by == "likelihood":
-            return spread.sqrt()
-        disagreement = self.mixture().fractions - self.composition().fractions
+            return (spread + (self.config.composition.relative_floor * nominal).square()).sqrt()
+        disagreement = nominal - self.composition().fractions
         return (torch.maximum(spread, self.fraction_uncertainty().square()) + disagreement.square()).sqrt()
