@@ -4,7 +4,7 @@
 
 Each file is one that ``python -m bench.composition_options`` wrote. Those of one option (the part of the name
 behind the first dash) and one kind of folder (behind its last dash, such as ``true``) belong together. Three
-replicas know a spread to half of itself, those of W worlds to 1/sqrt(4 W): the variance of a fraction, but for
+replicas know a spread to half of itself, those of W worlds to 1/√(4 W): the variance of a fraction, but for
 the difference of its two fits, is replaced by the fraction squared times the mean over the worlds of
 variance / fraction².
 """
