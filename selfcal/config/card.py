@@ -10,7 +10,7 @@ from selfcal.config.base import Configured
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 FlavourName = Literal["b", "c", "light", "tau"]
-ProcessName = Literal["ttbar_emu", "ttbar_ljets", "w_charm", "dijet", "z_tautau"]
+ProcessName = Literal["ttbar_emu", "ttbar_ljets", "w_charm", "dijet", "z_tautau", "gluon_to_bb"]
 FormatName = Literal["ftag_hdf5", "physlite", "nanoaod", "pfnano"]
 GuardName = Literal[
     "momentum_unit", "length_unit", "angle_unit", "duplicate_jets", "missing_scores", "score_columns"

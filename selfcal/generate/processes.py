@@ -35,6 +35,7 @@ class Process:
     name : the word used in configurations.
     settings : Pythia settings on top of the shared ones.
     forced : parameters written outside their allowed range, (name, value).
+    two_b_hadrons : whether only jets that hold two weakly decaying b hadrons are kept.
     description : what the control region is for.
     """
 
@@ -42,6 +43,7 @@ class Process:
     settings: tuple[str, ...]
     description: str
     forced: tuple[tuple[str, float], ...] = ()
+    two_b_hadrons: bool = False
 
 
 PROCESSES: dict[str, Process] = {
@@ -106,6 +108,19 @@ PROCESSES: dict[str, Process] = {
                 "15:offIfAny = 11 13",
             ),
             "Z to two hadronic taus: tau-rich",
+        ),
+        Process(
+            "gluon_to_bb",
+            (
+                "HardQCD:gg2gg = on",
+                "HardQCD:qg2qg = on",
+                "PhaseSpace:pTHatMin = 40.",
+                "PhaseSpace:bias2Selection = on",
+                "PhaseSpace:bias2SelectionPow = 4.",
+                "PhaseSpace:bias2SelectionRef = 40.",
+            ),
+            "gluons that split to two b quarks inside one jet: b jets of another kind than those of tops",
+            two_b_hadrons=True,
         ),
         Process("minimum_bias", ("SoftQCD:nonDiffractive = on",), "pool from which pile-up is drawn"),
     )

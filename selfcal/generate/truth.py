@@ -183,8 +183,8 @@ def _labels(
     jet_event: NDArray[np.int64],
     jet_eta: NDArray[np.float64],
     jet_phi: NDArray[np.float64],
-) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """Cone label of each jet and the row of the hadron that gave it (-1 for light)."""
+) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64]]:
+    """Cone label of each jet, the row of the hadron that gave it (-1 for light), and how many b hadrons."""
     abs_pdg = np.abs(batch.pdg)
     is_b, is_c = np.isin(abs_pdg, WEAK_B), np.isin(abs_pdg, WEAK_C)
     is_tau = abs_pdg == 15
@@ -205,7 +205,7 @@ def _labels(
     hadron = np.full(len(jet_event), -1, dtype=np.int64)
     label[jet[order]] = np.array([0, 15, 4, 5], dtype=np.int8)[rank[order]]
     hadron[jet[order]] = rows[order]
-    return label, hadron
+    return label, hadron, np.bincount(jet[is_b[rows]], minlength=len(jet_event))
 
 
 def _vertex_index(
@@ -223,8 +223,11 @@ def _vertex_index(
     return index
 
 
-def jets_of(batch: EventBatch, first_event: int) -> TruthJets:
-    """Particle-level jets of a batch whose events are numbered from ``first_event``."""
+def jets_of(batch: EventBatch, first_event: int, *, two_b_hadrons: bool = False) -> TruthJets:
+    """Particle-level jets of a batch whose events are numbered from ``first_event``.
+
+    ``two_b_hadrons``: only those that hold at least two weakly decaying b hadrons.
+    """
     abs_pdg = np.abs(batch.pdg)
     final = np.flatnonzero((batch.status > 0) & ~np.isin(abs_pdg, NEUTRINOS))
     eta, _, pt = eta_phi_pt(batch.momentum[final])
@@ -245,7 +248,7 @@ def jets_of(batch: EventBatch, first_event: int) -> TruthJets:
     keep = np.ones(len(jet_event), dtype=np.bool_)
     keep[overlapped[overlapped >= 0]] = False
     jet_event, jet_eta, jet_phi, jet_pt = jet_event[keep], jet_eta[keep], jet_phi[keep], jet_pt[keep]
-    label, hadron = _labels(batch, jet_event, jet_eta, jet_phi)
+    label, hadron, b_hadrons = _labels(batch, jet_event, jet_eta, jet_phi)
 
     eta, phi, pt = eta_phi_pt(batch.momentum[final])
     wanted = np.isin(abs_pdg[final], CHARGED_STABLE) & (pt > CHARGED_PT_MIN_GEV)
@@ -262,7 +265,7 @@ def jets_of(batch: EventBatch, first_event: int) -> TruthJets:
     origin, secondary = _origins(ancestry, inside)
     has_hadron = hadron >= 0
     decay = batch.position[batch.daughter[hadron]]
-    return TruthJets(
+    jets = TruthJets(
         pt_gev=jet_pt.astype(np.float32),
         eta=jet_eta.astype(np.float32),
         phi=jet_phi.astype(np.float32),
@@ -282,6 +285,7 @@ def jets_of(batch: EventBatch, first_event: int) -> TruthJets:
         origin=origin,
         vertex=_vertex_index(jet, batch.position[rows], secondary),
     )
+    return jets.select(np.flatnonzero(b_hadrons >= 2)) if two_b_hadrons else jets
 
 
 def _origins(ancestry: Ancestry, inside: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
@@ -314,12 +318,13 @@ def generate_chunk(
     ConfigError
         If Pythia refuses the settings, or a thousand events in a row give no jet.
     """
-    pythia = start_pythia(process_named(process_name), pythia_settings, pythia_seed)
+    process = process_named(process_name)
+    pythia = start_pythia(process, pythia_settings, pythia_seed)
     parts: list[TruthJets] = []
     first_event, found, barren = chunk * EVENTS_PER_CHUNK, 0, 0
     while found < quota:
         batch = batch_of(pythia, EVENTS_PER_BATCH)
-        jets = jets_of(batch, first_event)
+        jets = jets_of(batch, first_event, two_b_hadrons=process.two_b_hadrons)
         first_event += EVENTS_PER_BATCH
         new = int((jets.pt_gev > QUOTA_PT_MIN_GEV).sum())
         barren = 0 if new else barren + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,33 @@ def test_label_names_the_hadron(top_truth: TruthJets, charm_truth: TruthJets) ->
         np.testing.assert_array_equal(truth.label == 4, np.isin(code, WEAK_C))
         np.testing.assert_array_equal(truth.label == 0, code == 0)
         assert (truth.hadron_pt_gev[code > 0] > 5.0).all()
+
+
+def test_gluons_to_b_pairs_are_the_jets_with_two_b_hadrons(monkeypatch) -> None:
+    """The jets are those of the same collisions without the choice, and hold two lifetimes."""
+    pairs = generate_chunk("gluon_to_bb", (), 5, 0, 12)
+    process = process_named("gluon_to_bb")
+    monkeypatch.setitem(PROCESSES, "gluon_to_bb", replace(process, two_b_hadrons=False))
+    everything = generate_chunk("gluon_to_bb", (), 5, 0, 1300)
+    assert (pairs.label == 5).all()
+    assert (everything.label == 5).mean() < 0.2
+    key = everything.event * 1000 + everything.jet_rank
+    here = pairs.event <= everything.event[-1] - 1
+    place = np.searchsorted(key, (pairs.event * 1000 + pairs.jet_rank)[here])
+    assert here.sum() >= 2
+    np.testing.assert_array_equal(everything.pt_gev[place], pairs.pt_gev[here])
+    assert (everything.label[place] == 5).all()
+
+    def decays(truth: TruthJets) -> float:
+        """Mean number of production vertices of particles from b hadrons in a b jet."""
+        jet = jet_of_particle(truth)
+        of_b = np.isin(truth.origin, [ORIGINS.index("from_b"), ORIGINS.index("from_bc")]) & (
+            truth.charge != 0
+        )
+        vertices = np.unique(np.stack([jet[of_b], truth.vertex[of_b]]), axis=1)[0]
+        return float(np.bincount(vertices, minlength=len(truth))[truth.label == 5].mean())
+
+    assert decays(pairs) > 1.5 * decays(everything.select(np.setdiff1d(np.arange(len(everything)), place)))
 
 
 def test_composition_of_the_regions(top_truth: TruthJets, charm_truth: TruthJets) -> None:
@@ -177,4 +206,4 @@ def test_settings_that_are_refused(setting: str) -> None:
 def test_unknown_process_is_named() -> None:
     with pytest.raises(ConfigError, match="'higgs'"):
         process_named("higgs")
-    assert {"ttbar_emu", "ttbar_ljets", "w_charm", "dijet", "z_tautau"} <= set(PROCESSES)
+    assert {"ttbar_emu", "ttbar_ljets", "w_charm", "dijet", "z_tautau", "gluon_to_bb"} <= set(PROCESSES)
