@@ -2,10 +2,10 @@
 
 ``efficiency_map_correctionlib.json`` holds ``<tagger>_efficiency`` (systematic, working_point, flavor,
 abseta, pt): the network's mean over the simulated jets of each bin; ``systematic`` is central, up or down
-(the spread of the bags). ``efficiency_map.csv`` holds the same with efficiencies by counting. What depends on
-the neighbours is in ``onnx/efficiency_map.onnx`` alone: ``pt_gev``, ``eta``, ``phi`` and ``flavour`` (events,
-jets), -1 in slots without jet, give ``efficiency`` and ``uncertainty`` (events, jets, working points), NaN in
-these slots.
+(the spread of the bags). ``efficiency_map.csv`` and ``efficiency_map.root`` (layout of ``efficiency_cdi.py``)
+hold the same with efficiencies by counting. What depends on the neighbours is in
+``onnx/efficiency_map.onnx`` alone: ``pt_gev``, ``eta``, ``phi`` and ``flavour`` (events, jets), -1 in slots
+without jet, give ``efficiency`` and ``uncertainty`` (events, jets, working points), NaN in these slots.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from selfcal.export.correctionlib_export import (
     pt_variable,
     working_point_variable,
 )
+from selfcal.export.efficiency_cdi import write_efficiency_cdi
 from selfcal.export.onnx_graph import onnx_installed, write_onnx
 from selfcal.export.rows import working_point_name
 from selfcal.run.atomic import read_json, write_text
@@ -41,11 +42,11 @@ from selfcal.run.atomic import read_json, write_text
 FORMAT = "efficiency_map"
 HEAD = ("flavour", "working_point", "pt_gev_low", "pt_gev_high", "abs_eta_low", "abs_eta_high")
 NUMBERS = ("jets", "value", "uncertainty", "counted", "counted_error")
-NEIGHBOURS_LEFT_OUT = "how efficiencies depend on neighbours: correctionlib and CSV hold means per bin"
+NEIGHBOURS_LEFT_OUT = "how efficiencies depend on neighbours: all files but ONNX hold means per bin"
 
 
-def export_efficiencies(results: Path) -> Exported:
-    """Write correctionlib, CSV and, where the extra is installed, ONNX from the stage's files.
+def export_efficiencies(results: Path, jet_collection: str) -> Exported:
+    """Write correctionlib, CSV, ROOT and, where the extra is installed, ONNX from the stage's files.
 
     Raises
     ------
@@ -57,6 +58,7 @@ def export_efficiencies(results: Path) -> Exported:
     text = efficiency_corrections(table).model_dump_json(exclude_unset=True, indent=1)
     write_text(files[0], text + "\n")
     write_text(files[1], efficiency_table(table))
+    files.append(write_efficiency_cdi(table, jet_collection, results / "efficiency_map.root"))
     if onnx_installed():
         learnt = load_efficiencies(results / FOLDER)
         files.append(write_efficiency_onnx(learnt, results / "onnx" / "efficiency_map.onnx"))

@@ -18,7 +18,7 @@ import itertools
 import shutil
 import tarfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from selfcal.export.simulations import OF_GENERATORS, OF_HIGH_PT, SimulationRows
 from selfcal.run.atomic import atomic_folder, atomic_path
 
 DIGITS = 12
-ARCHIVE = "hepdata.tar.gz"
 UNKNOWN = "-"
 """What HEPData shows where there is no number."""
 KEYWORDS = {"phrases": ["flavour tagging", "calibration", "scale factors"], "observables": ["scale factor"]}
@@ -45,7 +44,27 @@ def export_hepdata(results: Results) -> Exported:
     DataError
         If hepdata-validator refuses the submission.
     """
-    folder = results.folder / "hepdata"
+    comment = (
+        f"{results.factors.note}Flavour-tagging scale factors (data over simulation) of "
+        f"{results.factors.tagger}, with every group of uncertainty and the covariance of all of them."
+    )
+
+    def tables() -> list[Any]:
+        own = [*_scale_factors(results.factors), *_covariances(results.factors)]
+        return [*own, *_simulations(results.simulations, results.factors.note)]
+
+    return write_submission("hepdata", results.folder, comment, tables)
+
+
+def write_submission(name: str, results: Path, comment: str, tables: Callable[[], Sequence[Any]]) -> Exported:
+    """Write the folder ``name`` of ``results`` and its archive, or say why not.
+
+    Raises
+    ------
+    DataError
+        If hepdata-validator refuses the submission.
+    """
+    folder, archive = results / name, results / f"{name}.tar.gz"
     with warnings.catch_warnings():
         # hepdata-validator 0.3 uses a class that jsonschema has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -56,16 +75,12 @@ def export_hepdata(results: Results) -> Exported:
             from hepdata_validator.full_submission_validator import FullSubmissionValidator
         except ImportError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            (results.folder / ARCHIVE).unlink(missing_ok=True)
+            archive.unlink(missing_ok=True)
             reason = f"{error.name} is not installed; pip install 'selfcal[hepdata]' and export again"
-            return Exported("hepdata", (), skipped=reason)
+            return Exported(name, (), skipped=reason)
         submission = hepdata_lib.Submission()
-        submission.comment = (
-            f"{results.factors.note}Flavour-tagging scale factors (data over simulation) of "
-            f"{results.factors.tagger}, with every group of uncertainty and the covariance of all of them."
-        )
-        tables = [*_scale_factors(results.factors), *_covariances(results.factors)]
-        for table in [*tables, *_simulations(results.simulations, results.factors.note)]:
+        submission.comment = comment
+        for table in tables():
             submission.add_table(table)
         with atomic_folder(folder) as temporary:
             # hepdata_lib leaves its archive in the current directory.
@@ -75,14 +90,13 @@ def export_hepdata(results: Results) -> Exported:
             validator = FullSubmissionValidator()
             if not validator.validate(directory=str(temporary)):
                 found = "; ".join(
-                    f"{Path(name).name}: {message.message}"
-                    for name, messages in validator.get_messages().items()
+                    f"{Path(file).name}: {message.message}"
+                    for file, messages in validator.get_messages().items()
                     for message in messages
                 )
                 raise DataError(f"hepdata-validator refuses the submission: {found}", where=str(folder))
-    archive = results.folder / ARCHIVE
     _write_archive(folder, archive)
-    return Exported("hepdata", (*sorted(folder.iterdir()), archive))
+    return Exported(name, (*sorted(folder.iterdir()), archive))
 
 
 def _scale_factors(factors: ScaleFactorRows) -> list[Any]:
@@ -91,46 +105,46 @@ def _scale_factors(factors: ScaleFactorRows) -> list[Any]:
     for flavour, kind in itertools.product(factors.flavours, ("working_point", "continuous")):
         rows = [row for row in factors.rows if (row["flavour"], row["kind"]) == (flavour, kind)]
         selected = "at the working points" if kind == "working_point" else "in bins of the discriminant"
-        table = _table(
+        table = new_table(
             f"Scale factors {flavour} {kind.replace('_', ' ')}",
             f"{factors.note}Efficiency of {flavour} jets {selected}, data over simulation. "
             f"'{UNKNOWN}': not measured.",
         )
-        for variable in [*_places(factors, rows), *_numbers(factors, rows)]:
-            table.add_variable(variable)
+        for column in [*_places(factors, rows), *_numbers(factors, rows)]:
+            table.add_variable(column)
         tables.append(table)
     return tables
 
 
 def _places(factors: ScaleFactorRows, rows: Sequence[Row]) -> list[Any]:
-    where = _kinematics(rows)
+    where = kinematics(rows)
     if rows[0]["kind"] == "working_point":
         thresholds = dict(zip(factors.working_points, factors.discriminant_edges, strict=True))
         points = [row["working_point"] for row in rows]
         where += [
-            _variable("Working point", [working_point_name(point) for point in points], units="%"),
-            _variable("Discriminant above", [thresholds[point] for point in points]),
+            variable("Working point", [working_point_name(point) for point in points], units="%"),
+            variable("Discriminant above", [thresholds[point] for point in points]),
         ]
     else:
         edges = ("-inf", *(f"{edge:.6g}" for edge in factors.discriminant_edges), "inf")
         where += [
-            _variable("Bin", [row["bin"] for row in rows]),
-            _variable("Discriminant", [f"{edges[row['bin']]} to {edges[row['bin'] + 1]}" for row in rows]),
+            variable("Bin", [row["bin"] for row in rows]),
+            variable("Discriminant", [f"{edges[row['bin']]} to {edges[row['bin'] + 1]}" for row in rows]),
         ]
-    return [*where, _variable("Row", [factors.label(row) for row in rows])]
+    return [*where, variable("Row", [factors.label(row) for row in rows])]
 
 
 def _numbers(factors: ScaleFactorRows, rows: Sequence[Row]) -> list[Any]:
     from hepdata_lib import Uncertainty
 
-    value = _variable("Scale factor", [_or_unknown(row["value"]) for row in rows], dependent=True)
+    value = variable("Scale factor", [or_unknown(row["value"]) for row in rows], dependent=True)
     sizes = [None if row["value"] is None else factors.uncertainties(row) for row in rows]
     for group in (STATISTICS, *factors.groups):
         uncertainty = Uncertainty("stat" if group == STATISTICS else f"sys,{group}")
         uncertainty.values = [None if size is None else size[group] for size in sizes]
         value.add_uncertainty(uncertainty)
-    total = _variable("Total uncertainty", [_or_unknown(row["total"]) for row in rows], dependent=True)
-    return [value, total, _variable("Status", [row["status"] for row in rows], dependent=True)]
+    total = variable("Total uncertainty", [or_unknown(row["total"]) for row in rows], dependent=True)
+    return [value, total, variable("Status", [row["status"] for row in rows], dependent=True)]
 
 
 def _covariances(factors: ScaleFactorRows) -> list[Any]:
@@ -142,14 +156,14 @@ def _covariances(factors: ScaleFactorRows) -> list[Any]:
         places = list(itertools.product(np.nonzero(flavours == first)[0], np.nonzero(flavours == second)[0]))
         if not places:
             continue
-        table = _table(
+        table = new_table(
             f"Covariance {first} {second}",
             f"Total covariance of the scale factors of {first} and {second} jets.",
         )
-        table.add_variable(_variable("Row", [labels[i] for i, _ in places]))
-        table.add_variable(_variable("Column", [labels[j] for _, j in places]))
+        table.add_variable(variable("Row", [labels[i] for i, _ in places]))
+        table.add_variable(variable("Column", [labels[j] for _, j in places]))
         values = [float(factors.covariance[i, j]) for i, j in places]
-        table.add_variable(_variable("Covariance", values, dependent=True))
+        table.add_variable(variable("Covariance", values, dependent=True))
         tables.append(table)
     return tables
 
@@ -161,45 +175,47 @@ def _simulations(simulations: SimulationRows, note: str) -> list[Any]:
     tables = []
     for name in simulations.variations:
         rows = [row for row in simulations.generators if row["variation"] == name]
-        table = _table(f"Simulation {name}", f"{OF_GENERATORS}: {name}.")
-        factor = _variable("Factor", [float(row["value"]) for row in rows], dependent=True)
+        table = new_table(f"Simulation {name}", f"{OF_GENERATORS}: {name}.")
+        factor = variable("Factor", [float(row["value"]) for row in rows], dependent=True)
         uncertainty = Uncertainty("stat")
         uncertainty.values = [float(row["stat"]) for row in rows]
         factor.add_uncertainty(uncertainty)
-        for variable in [*_kinematics(rows), *_selected(rows), factor]:
-            table.add_variable(variable)
+        for column in [*kinematics(rows), *_selected(rows), factor]:
+            table.add_variable(column)
         tables.append(table)
     if rows := list(simulations.high_pt):
-        table = _table("Scale factors at high pT", f"{note}{OF_HIGH_PT}. '{UNKNOWN}': nothing known.")
-        value = _variable("Scale factor", [_or_unknown(row["value"]) for row in rows], dependent=True)
+        table = new_table("Scale factors at high pT", f"{note}{OF_HIGH_PT}. '{UNKNOWN}': nothing known.")
+        value = variable("Scale factor", [or_unknown(row["value"]) for row in rows], dependent=True)
         for part in simulations.parts:
             uncertainty = Uncertainty(f"sys,{part}")
             uncertainty.values = [row["syst"].get(part) for row in rows]
             value.add_uncertainty(uncertainty)
-        total = _variable("Total uncertainty", [_or_unknown(row["total"]) for row in rows], dependent=True)
-        status = _variable("Status", [row["status"] for row in rows], dependent=True)
-        for variable in [*_kinematics(rows), *_selected(rows), value, total, status]:
-            table.add_variable(variable)
+        total = variable("Total uncertainty", [or_unknown(row["total"]) for row in rows], dependent=True)
+        status = variable("Status", [row["status"] for row in rows], dependent=True)
+        for column in [*kinematics(rows), *_selected(rows), value, total, status]:
+            table.add_variable(column)
         tables.append(table)
     return tables
 
 
-def _kinematics(rows: Sequence[Row]) -> list[Any]:
+def kinematics(rows: Sequence[Row]) -> list[Any]:
+    """Columns of the bins of pT and |eta|."""
     return [
-        _variable("pT", [tuple(row["pt_gev"]) for row in rows], units="GeV", binned=True),
-        _variable("|eta|", [tuple(row["abs_eta"]) for row in rows], binned=True),
+        variable("pT", [tuple(row["pt_gev"]) for row in rows], units="GeV", binned=True),
+        variable("|eta|", [tuple(row["abs_eta"]) for row in rows], binned=True),
     ]
 
 
 def _selected(rows: Sequence[Row]) -> list[Any]:
     points = [working_point_name(row["working_point"]) for row in rows]
     return [
-        _variable("Flavour", [row["flavour"] for row in rows]),
-        _variable("Working point", points, units="%"),
+        variable("Flavour", [row["flavour"] for row in rows]),
+        variable("Working point", points, units="%"),
     ]
 
 
-def _table(name: str, description: str) -> Any:
+def new_table(name: str, description: str) -> Any:
+    """A table of hepdata_lib."""
     from hepdata_lib import Table
 
     table = Table(name)
@@ -209,12 +225,13 @@ def _table(name: str, description: str) -> Any:
     return table
 
 
-def _variable(
+def variable(
     name: str, values: Sequence[Any], *, units: str = "", binned: bool = False, dependent: bool = False
 ) -> Any:
+    """A column: of a place, or ``dependent`` on it; ``binned`` values are pairs of edges."""
     from hepdata_lib import Variable
 
-    variable = Variable(
+    column = Variable(
         name,
         is_independent=not dependent,
         is_binned=binned,
@@ -222,11 +239,12 @@ def _variable(
         values=list(values),
         zero_uncertainties_warning=False,
     )
-    variable.digits = DIGITS
-    return variable
+    column.digits = DIGITS
+    return column
 
 
-def _or_unknown(value: float | None) -> float | str:
+def or_unknown(value: float | None) -> float | str:
+    """The number, or what HEPData shows where there is none."""
     return UNKNOWN if value is None else float(value)
 
 

@@ -12,6 +12,7 @@ from selfcal.export.cdi import export_cdi
 from selfcal.export.combine import export_combine
 from selfcal.export.contract import Exported, Results
 from selfcal.export.correctionlib_export import export_correctionlib
+from selfcal.export.efficiency_hepdata import export_efficiency_hepdata
 from selfcal.export.efficiency_map import export_efficiencies
 from selfcal.export.hepdata import export_hepdata
 from selfcal.export.onnx_export import export_onnx
@@ -55,7 +56,8 @@ def run_export(context: RunContext) -> list[Path]:
     done = [export(results) for export in EXPORTERS]
     done.append(export_onnx(folder, context.directory.checkpoints / "tagger_final"))
     if context.config.efficiency_map.enabled:
-        done.append(export_efficiencies(folder))
+        done.append(export_efficiencies(folder, context.config.export.jet_collection))
+        done.append(export_efficiency_hepdata(folder))
     if context.config.neural_profile.enabled:
         done.append(export_profile(folder, results.factors))
     for exported in done:

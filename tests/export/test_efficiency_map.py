@@ -12,12 +12,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import uproot
+import yaml
 
 import selfcal
 from selfcal.efficiency.network import EfficiencyMap, NetworkShape
 from selfcal.efficiency.prediction import LearntEfficiencies, save_efficiencies
 from selfcal.efficiency.stage import FOLDER
 from selfcal.export.contract import Exported
+from selfcal.export.efficiency_hepdata import export_efficiency_hepdata
 from selfcal.export.efficiency_map import export_efficiencies
 from selfcal.run.atomic import write_json
 
@@ -51,6 +54,7 @@ def table() -> dict:
     head = {"tagger": "SelfCal", "simulation": "nominal", "flavours": ["b", "c", "light", "tau"]}
     return head | {
         "working_points": list(POINTS),
+        "discriminant_edges": [0.5, 2.5],
         "pt_gev_edges": PT,
         "abs_eta_edges": ETA,
         "rows": rows,
@@ -62,13 +66,14 @@ def exported(tmp_path_factory, learnt, table) -> Exported:
     folder = tmp_path_factory.mktemp("analysis") / "runs/demo/results"
     write_json(folder / "efficiency_map.json", table)
     save_efficiencies(folder / FOLDER, learnt)
-    return export_efficiencies(folder)
+    return export_efficiencies(folder, "AntiKt4EMPFlowJets")
 
 
 def test_correctionlib_and_csv_hold_every_bin(exported, table):
     assert [path.name for path in exported.files] == [
         "efficiency_map_correctionlib.json",
         "efficiency_map.csv",
+        "efficiency_map.root",
         "efficiency_map.onnx",
     ]
     correction = correctionlib.CorrectionSet.from_file(str(exported.files[0]))["SelfCal_efficiency"]
@@ -91,8 +96,65 @@ def test_correctionlib_and_csv_hold_every_bin(exported, table):
         correction.evaluate("central", "85", 5, 0.5, 300.0)
 
 
+def test_the_root_file_holds_every_bin_in_the_layout_of_the_scale_factors(exported, table):
+    with uproot.open(exported.files[2]) as file:
+        for k, point in enumerate(POINTS):
+            top = file[f"SelfCal/AntiKt4EMPFlowJets/FixedCutBEff_{100 * point:g}"]
+            assert top["cutvalue"].values() == pytest.approx([(0.5, 2.5)[k]])
+            for f, folder in enumerate(("B", "C", "Light", "T")):
+                rows = [
+                    row
+                    for row in table["rows"]
+                    if (row["flavour"], row["working_point"]) == (table["flavours"][f], point)
+                ]
+                for name, value, error in (
+                    ("result", "value", "uncertainty"),
+                    ("counted", "counted", "counted_error"),
+                ):
+                    histogram = top[f"{folder}/default_Eff/{name}"]
+                    wanted = np.array([[row[n] for row in rows] for n in (value, error)], dtype=float)
+                    np.testing.assert_array_equal(histogram.values().ravel(), wanted[0])
+                    known = np.isfinite(wanted[0])
+                    np.testing.assert_allclose(histogram.errors().ravel()[known], wanted[1][known])
+                    np.testing.assert_array_equal(histogram.axis(0).edges(), PT)
+                    np.testing.assert_array_equal(histogram.axis(1).edges(), ETA)
+                jets = top[f"{folder}/default_Eff/jets"].values().ravel()
+                np.testing.assert_array_equal(jets, [row["jets"] for row in rows])
+
+
+def test_hepdata_takes_every_bin(tmp_path, table):
+    pytest.importorskip("hepdata_lib")
+    write_json(tmp_path / "efficiency_map.json", table)
+    exported = export_efficiency_hepdata(tmp_path)
+    assert exported.skipped is None
+    folder = tmp_path / "hepdata_efficiency_map"
+    assert (tmp_path / "hepdata_efficiency_map.tar.gz").exists()
+    names = [
+        entry["name"]
+        for entry in yaml.safe_load_all((folder / "submission.yaml").read_text())
+        if "name" in entry
+    ]
+    assert names == [f"Efficiency {flavour}" for flavour in table["flavours"]]
+    content = yaml.safe_load((folder / "efficiency_tau.yaml").read_text())
+    rows = [row for row in table["rows"] if row["flavour"] == "tau"]
+    efficiency, counted, jets = content["dependent_variables"]
+    for row, value, other, number in zip(
+        rows, efficiency["values"], counted["values"], jets["values"], strict=True
+    ):
+        if row["value"] is None:
+            assert (value["value"], other["value"], number["value"]) == ("-", "-", 0)
+            continue
+        assert value["value"] == pytest.approx(row["value"])
+        assert value["errors"] == [{"symerror": row["uncertainty"], "label": "sys,bags"}]
+        assert other["errors"] == [{"symerror": row["counted_error"], "label": "stat"}]
+    pt, eta, point = content["independent_variables"]
+    assert [(one["low"], one["high"]) for one in pt["values"]] == [tuple(row["pt_gev"]) for row in rows]
+    assert [(one["low"], one["high"]) for one in eta["values"]] == [tuple(row["abs_eta"]) for row in rows]
+    assert [float(one["value"]) for one in point["values"]] == [100 * row["working_point"] for row in rows]
+
+
 def test_onnx_runtime_gives_what_the_network_gives_for_any_number_of_events_and_jets(exported, learnt):
-    path = exported.files[2]
+    path = exported.files[3]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(3)
     for events, slots in ((1, 1), (5, 2), (40, 7)):
