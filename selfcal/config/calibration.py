@@ -16,8 +16,9 @@ class MapConfig(Configured):
     ``family``: ``flow`` (affine, then splines), ``residual`` (z + g(z, c), no inverse), ``brenier`` (gradient
     of a convex function: optimal transport by construction), ``switch`` (one flow for both samples; not a map
     of small displacement) or ``identity``. ``structure`` and ``library`` concern the splines of ``flow`` and
-    ``switch``. ``fit_by: auto`` is the mixture likelihood where the family has an inverse, else the distance
-    that also fits the composition (``divergence``).
+    ``switch``. ``fit_by: auto`` is the mixture likelihood where the family has an inverse, else a distance
+    between simulation and data (``divergence``); ``distance`` says which: the energy distance that also
+    fits the composition, sliced Wasserstein, or the maximum mean discrepancy.
     ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
     of the scores; moving all jets of a flavour that far costs the log-likelihood half of
     ``displacement_weight``. With ``displacement_on: splines`` only what the splines of ``flow`` move has this
@@ -28,6 +29,7 @@ class MapConfig(Configured):
     library: Literal["zuko", "nflows"] = "zuko"
     structure: Literal["coupling", "autoregressive"] = "coupling"
     fit_by: Literal["auto", "likelihood", "divergence"] = "auto"
+    distance: Literal["energy", "sliced_wasserstein", "mmd"] = "energy"
     transforms: PositiveInt = 1
     hidden_width: PositiveInt = 32
     spline_bins: PositiveInt = 8

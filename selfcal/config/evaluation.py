@@ -8,7 +8,18 @@ from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive
 
-Family = Literal["identity", "residual", "brenier", "flow", "flow_autoregressive", "flow_nflows", "switch"]
+Family = Literal[
+    "identity",
+    "residual",
+    "residual_sliced_wasserstein",
+    "residual_mmd",
+    "brenier",
+    "flow",
+    "flow_energy",
+    "flow_autoregressive",
+    "flow_nflows",
+    "switch",
+]
 Reference = Literal[
     "optimal_transport", "sinkhorn", "quantile_morphing", "binned_scale_factors", "classifier_reweighting"
 ]

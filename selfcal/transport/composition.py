@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from selfcal.config.calibration import CompositionConfig
 from selfcal.data.flavours import FLAVOURS
-from selfcal.penalty.contract import Penalty, PenaltySample
-from selfcal.penalty.energy import LEADING_SHARE, EnergyPenalty, mean_distance_within
+from selfcal.penalty.choice import build_distance
+from selfcal.penalty.contract import Penalty, PenaltySample, null_distances
+from selfcal.penalty.energy import LEADING_SHARE, mean_distance_within
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.averaged_descent import DistanceSchedule, averaged_descent
 from selfcal.transport.conditions import CONDITIONS
@@ -31,6 +32,10 @@ from selfcal.transport.sample import Sample, joined, simulated_fractions
 
 CONDITION_LENGTH = 0.5
 """A unit of the condition features counts as half a standard deviation of the scores."""
+
+
+NULL_DRAWS = 30
+"""Pairs of halves of the data that say what a distance is for equal laws."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,9 @@ def fit_by_distance(
     progress: Callable[[int], None] = lambda _: None,
     spline: PtSpline | None = None,
     shape: PtShape | None = None,
+    distance: str = "energy",
 ) -> CompositionFit:
-    """Fractions and ``maps``, changed in place, by the energy distance.
+    """Fractions and ``maps``, changed in place, by the energy distance or, for the maps, another one.
 
     Minimises
 
@@ -196,7 +202,8 @@ def fit_by_distance(
 
     with D_r the energy distance of region r after kinematic reweighting, n_r = N M / (N + M) of the
     effective sample sizes, E_r = E|Y - Y'| the expectation of n_r D_r when both laws are equal, and
-    s = ``LEADING_SHARE``. The maps are the average over the second half of the steps; with them the
+    s = ``LEADING_SHARE``; other distances are taken in units in which they cost as much for equal laws
+    (:func:`cost_of_distance`). The maps are the average over the second half of the steps; with them the
     fractions are found without minibatches (:mod:`selfcal.transport.exact_fractions`). Without
     fractions to ``start`` from, they too are found so at first. With a ``spline`` the fractions vary with pT
     (:mod:`selfcal.transport.pt_fractions`): as ``shape`` says while the maps are fitted, or, without, as was
@@ -211,12 +218,17 @@ def fit_by_distance(
     pairs = _with_data_kinematics(simulation, data, regions)
     simulated = simulated_fractions(joined([sim for sim, _ in pairs]), regions)
     scales = []
+    simulated = simulated_fractions(
+        Sample(*(torch.cat([getattr(p[0], n) for p in pairs]) for n in Sample.__dataclass_fields__)), regions
+    )
+    scales, sizes = [], []
     for sim, obs in pairs:
         size = (
             _effective(sim.weight)
             * _effective(obs.weight)
             / (_effective(sim.weight) + _effective(obs.weight))
         )
+        sizes.append(size)
         some = _minibatch(obs, 1000, generator)
         scales.append(
             0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(some), some.weight))
@@ -227,7 +239,13 @@ def fit_by_distance(
     composition = Composition(start)
     shaped = pairs if shape is None else [(shape.weighted(sim), obs) for sim, obs in pairs]
 
-    energy = EnergyPenalty()
+    penalty = build_distance(distance, data.coordinates.shape[1] + data.conditions.shape[1])
+    prices = scales
+    if distance != "energy":
+        prices = [
+            cost_of_distance(penalty, obs, size, schedule.batch_size, generator)
+            for (_, obs), size in zip(pairs, sizes, strict=True)
+        ]
 
     def loss() -> Tensor:
         fractions = composition()
@@ -236,7 +254,7 @@ def fit_by_distance(
             ratio = fractions[region] / simulated[region].clamp_min(1e-9)
             batch = _minibatch(sim, schedule.batch_size, generator)
             other = _minibatch(obs, schedule.batch_size, generator)
-            total = total + scales[region] * region_distance(batch, other, maps, ratio, energy)
+            total = total + prices[region] * region_distance(batch, other, maps, ratio, penalty)
             if displacement_price > 0:
                 total = total + displacement_price / regions * _mean_displacement(batch, maps)
         return total
@@ -246,6 +264,22 @@ def fit_by_distance(
     maps = maps.requires_grad_(requires_grad=False)
     fractions, shape = _exact(pairs, maps, prior, scales, generator, spline)
     return CompositionFit(fractions, maps, shape)
+
+
+def cost_of_distance(
+    penalty: Penalty, data: Sample, size: float, batch_size: int, generator: torch.Generator
+) -> float:
+    """n / (2 λ_1): a distance D times it costs like a log-likelihood.
+
+    For equal laws n D is Σ_i λ_i (z_i² - 1) with z_i ~ N(0, 1) and a variance of 2 Σ λ²; the leading λ is
+    taken from the spread between halves of the data, and so too large rather than too small.
+    """
+    random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    sample = PenaltySample(distance_features(data), data.weight)
+    half = min(batch_size, len(data) // 2)
+    draws = null_distances(penalty, sample, half, NULL_DRAWS, random)
+    leading = float(draws.std()) * 0.5 * half / 2**0.5
+    return 0.5 * size / leading
 
 
 def _exact(

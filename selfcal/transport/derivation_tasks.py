@@ -225,6 +225,7 @@ def fit_maps(
         schedule,
         generator,
         displacement_price(config.map, width),
+        distance=config.map.distance,
     )
     return MixtureFit(by_distance.maps, by_distance.fractions)
 

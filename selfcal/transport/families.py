@@ -16,9 +16,18 @@ from selfcal.transport.derivation_tasks import missing_tasks, run_tasks
 
 FAMILY_OPTIONS: Mapping[Family, Mapping[str, Any]] = {
     "identity": {"family": "identity"},
-    "residual": {"family": "residual"},
+    "residual": {"family": "residual", "distance": "energy"},
+    "residual_sliced_wasserstein": {"family": "residual", "distance": "sliced_wasserstein"},
+    "residual_mmd": {"family": "residual", "distance": "mmd"},
     "brenier": {"family": "brenier"},
     "flow": {"family": "flow", "library": "zuko", "structure": "coupling"},
+    "flow_energy": {
+        "family": "flow",
+        "library": "zuko",
+        "structure": "coupling",
+        "fit_by": "divergence",
+        "distance": "energy",
+    },
     "flow_autoregressive": {"family": "flow", "library": "zuko", "structure": "autoregressive"},
     "flow_nflows": {"family": "flow", "library": "nflows", "structure": "coupling"},
     "switch": {"family": "switch", "library": "zuko", "structure": "coupling"},
@@ -27,15 +36,17 @@ FAMILY_OPTIONS: Mapping[Family, Mapping[str, Any]] = {
 
 
 def map_config(family: Family, config: MapConfig) -> MapConfig:
-    """``config`` with another family, fitted by the likelihood where the family has an inverse."""
-    return MapConfig.model_validate({**config.model_dump(), **FAMILY_OPTIONS[family], "fit_by": "auto"})
+    """``config`` with another family, by the likelihood where it has an inverse and nothing else is said."""
+    return MapConfig.model_validate({**config.model_dump(), "fit_by": "auto", **FAMILY_OPTIONS[family]})
 
 
 def family_of(config: MapConfig) -> Family | None:
     """The family that a configuration asks for; None if it is none of ``FAMILY_OPTIONS``."""
     for name in FAMILY_OPTIONS:
-        if map_config(name, config) == config.model_copy(update={"fit_by": "auto"}):
-            return name if map_config(name, config).by_likelihood == config.by_likelihood else None
+        same = map_config(name, config)
+        alike = same.model_copy(update={"fit_by": config.fit_by}) == config
+        if alike and same.by_likelihood == config.by_likelihood:
+            return name
     return None
 
 
