@@ -217,11 +217,8 @@ def fit_by_distance(
     regions = len(prior.fractions)
     pairs = _with_data_kinematics(simulation, data, regions)
     simulated = simulated_fractions(joined([sim for sim, _ in pairs]), regions)
-    scales = []
-    simulated = simulated_fractions(
-        Sample(*(torch.cat([getattr(p[0], n) for p in pairs]) for n in Sample.__dataclass_fields__)), regions
-    )
-    scales, sizes = [], []
+    scales: list[float] = []
+    sizes: list[float] = []
     for sim, obs in pairs:
         size = (
             _effective(sim.weight)
