@@ -19,6 +19,7 @@ SMALL = (
     "map_families",
     "composition",
     "transfer",
+    "gluon_splitting",
     "generator",
     "statistics",
     "absorption",
