@@ -16,7 +16,13 @@ from selfcal.errors import FitError
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
-from selfcal.likelihood.identifiability import _Words, describe, identifiability, require_identifiable
+from selfcal.likelihood.identifiability import (
+    _Words,
+    describe,
+    identifiability,
+    prior_dominated,
+    require_identifiable,
+)
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf, pyhf_twice_nll
 from selfcal.likelihood.stage import measure, postfit_yields, pulls
 from selfcal.likelihood.templates import Binning
@@ -262,3 +268,28 @@ def test_a_direction_names_what_moves_by_a_tenth_of_the_largest_strongest_first(
     direction = np.array([0.02, -0.4, 0.05, 0.039])
     assert names.of_direction(direction, indices) == f"{words[1]} with {words[2]}"
     assert names.of_direction(-10 * direction, indices) == names.of_direction(direction, indices)
+
+
+def test_parameters_that_the_data_hardly_narrow_are_listed_wherever_they_stand(workspaces) -> None:
+    """Posterior over prior width above 0.7; free ones and errors of the simulation are none of these."""
+    normsys = {"type": "normsys", "data": {"hi": 1.3, "lo": 0.7}}
+    weak = {"type": "normsys", "data": {"hi": 1.001, "lo": 0.999}}
+    modifiers = [
+        {"name": "a_free", "type": "normfactor", "data": None},
+        {"name": "simulation_b", **weak},
+        {"name": "c_weak", **weak},
+        {"name": "staterror_region", "type": "staterror", "data": [0.01, 0.01, 0.0]},
+        {"name": "z_weak", **weak},
+    ]
+    samples = {
+        "signal": ([30.0, 10.0, 1.0], modifiers),
+        "other": ([400.0, 900.0, 100.0], [{"name": "strong", **normsys}]),
+    }
+    model = HistFactory(workspaces.workspace({"region": samples}, {"region": [431.0, 912.0, 99.0]}))
+    result = fit(model)
+    found = prior_dominated(model, result)
+    assert found == [name for name in result.names if name.endswith("_weak")]
+    assert len(found) == 2
+    for parameter, sigma in zip(model.parameters, result.uncertainty, strict=True):
+        if parameter.name == "strong":
+            assert sigma < 0.2

@@ -14,7 +14,8 @@ from selfcal.config.inference import InferenceConfig, NeuralConfig
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_bank import multiplicity_width, simulated_rows
-from selfcal.sbi.jet_predictive import mixture_weights, predictive_jets
+from selfcal.sbi.jet_predictive import BINS, _rows, mixture_weights, predictive_jets
+from selfcal.sbi.jet_summaries import SUMMARIES
 from selfcal.sbi.neural_inference import (
     fit_of_jets,
     infer_neural,
@@ -225,3 +226,25 @@ def test_an_ensemble_is_its_seed(region):
     weights = [next(iter(one.trunk.parameters())) for one in (first, again, other)]
     assert bool((weights[0] == weights[1]).all())
     assert not bool((weights[0] == weights[2]).all())
+
+
+def test_pulls_are_summed_over_bins_summaries_and_regions():
+    """χ² by loops, one degree of freedom less for every summary of every region."""
+    random = np.random.default_rng(4)
+    seen, repeated = random.normal(size=(3, 2, 4, BINS)), random.normal(size=(3, 5, 2, 4, BINS))
+    rows = _rows(seen, repeated)
+    assert len(rows) == 1 + 2 * 4
+    totals = [sum(seen[d].ravel() ** 2) for d in range(3)]
+    assert rows[0]["chi2"] == pytest.approx(np.mean(totals))
+    assert rows[0]["ndf"] == 2 * 4 * (BINS - 1)
+    above = [sum(repeated[d, i].ravel() ** 2) >= totals[d] for d in range(3) for i in range(5)]
+    assert rows[0]["p_value"] == pytest.approx(np.mean(above))
+    for number, row in enumerate(rows[1:]):
+        region, summary = divmod(number, 4)
+        assert (row["region"], f"{row['histogram']} {row['category']}") == (region, SUMMARIES[summary])
+        chi2 = [sum(seen[d, region, summary] ** 2) for d in range(3)]
+        assert row["chi2"] == pytest.approx(np.mean(chi2))
+        assert row["ndf"] == BINS - 1
+        assert row["p_value"] == pytest.approx(np.mean([stats.chi2.sf(one, BINS - 1) for one in chi2]))
+        pulls = seen[:, region, summary].mean(axis=0)
+        assert row["pull"] == max(pulls, key=abs)

@@ -67,6 +67,14 @@ def test_vectors_and_parameters_are_the_same():
     beyond = SmearingParameters.from_vector(NOMINAL.vector() - 100)
     assert beyond.fake_scale == 0.0
     assert beyond.d0_core_scale_low > 0.2
+    highest = SmearingParameters.from_vector(NOMINAL.vector() + 100)
+    ranges = {"d0_core_scale": 5.0, "z0_core_scale": 5.0, "tail_scale": 8.0, "far_tail": 20.0}
+    ranges |= {"d0_bias": 0.2, "z0_bias": 0.5, "efficiency_shift": 0.3, "innermost": 0.5}
+    ranges |= {"pileup": 8.0, "fake": 20.0}
+    for name, value in highest.model_dump().items():
+        limit = next(limit for start, limit in ranges.items() if name.startswith(start))
+        assert value == pytest.approx(limit, rel=1e-5)
+        assert value < limit
 
 
 def test_priors_cover_the_ratios_seen_by_cms():

@@ -9,7 +9,14 @@ import pytest
 
 from selfcal.data.jets import ORIGINS
 from selfcal.errors import DataError
-from selfcal.sbi.donors import _randomise, collect_donors
+from selfcal.sbi.donors import (
+    BAND_TRACKS_MIN,
+    PT_GEV_EDGES,
+    RATIO_FALLBACK,
+    SIGNIFICANCE_MIN,
+    _randomise,
+    collect_donors,
+)
 from selfcal.sbi.noise import draw_noise, hashed_uniform, poisson_quantile
 from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear, smear_each
@@ -339,3 +346,31 @@ def test_donors_need_tracks_of_one_kind(jets, make_toy_jets):
     with pytest.raises(DataError, match="different track fields") as caught:
         collect_donors([jets, others], seed=1)
     assert caught.value.where == "toy"
+
+
+def test_resolutions_are_medians_per_band_of_momentum_by_loops(make_toy_jets):
+    """Of primary tracks with a hit in the innermost layer, and how much worse those without one are."""
+    jets = make_toy_jets(600, seed=8)
+    donors = collect_donors([jets], seed=1)
+    pt, d0 = track_pt_gev(jets), column(jets, "d0").astype(float)
+    significance = column(jets, "lifetimeSignedD0Significance").astype(float)
+    hit = column(jets, "numberOfInnermostPixelLayerHits") > 0
+    known = np.abs(significance) > SIGNIFICANCE_MIN
+    sigma = np.abs(d0 / np.where(known, significance, 1.0))
+    band = np.array([sum(value >= edge for edge in PT_GEV_EDGES) for value in pt])
+    filled = 0
+    for b in range(len(PT_GEV_EDGES) + 1):
+        inside = known & primary(jets) & (band == b)
+        with_hit, without_hit = sigma[inside & hit], sigma[inside & ~hit]
+        if len(with_hit) >= BAND_TRACKS_MIN:
+            assert donors.d0_sigma_mm[b] == pytest.approx(np.median(with_hit), rel=1e-12)
+        else:
+            assert donors.d0_sigma_mm[b] == pytest.approx(np.median(sigma[known]), rel=1e-12)
+        if min(len(with_hit), len(without_hit)) >= BAND_TRACKS_MIN:
+            filled += 1
+            expected = max(np.median(without_hit) / np.median(with_hit), 1.0)
+            assert donors.innermost_ratio[0, b] == pytest.approx(expected, rel=1e-12)
+        else:
+            assert donors.innermost_ratio[0, b] == RATIO_FALLBACK
+    assert 0 < filled <= len(PT_GEV_EDGES)  # bands with few tracks are met, too
+    assert donors.innermost_efficiency[0] == pytest.approx(hit.mean())

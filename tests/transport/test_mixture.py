@@ -10,7 +10,7 @@ import torch
 from selfcal.config.calibration import BaseDensityConfig, MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
-from selfcal.transport.base_density import BaseDensities
+from selfcal.transport.base_density import BaseDensities, fit_base_densities
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.kinematics import fit_logistic, log_probability, smooth_features
 from selfcal.transport.maps import build_maps
@@ -151,3 +151,25 @@ def test_fractions_of_the_simulation_come_back_from_their_spectra() -> None:
         weight = simulation.weight[rows]
         mean = (weight[:, None] * predicted[rows]).sum(0) / weight.sum()
         assert torch.allclose(mean, simulated[region], atol=2e-5)
+
+
+def test_a_density_that_goes_on_learns_at_three_tenths_of_the_rate() -> None:
+    """A first step of Adam is as long as its learning rate, whatever the slope."""
+    config = BaseDensityConfig(hidden_width=8, transforms=1, learning_rate=1e-2, batch_size=50)
+    simulation = sample_of(1000, 11)
+    torch.manual_seed(12)
+    first = BaseDensities(D, R, config)
+    moved = []
+    for start in (None, first):
+        torch.manual_seed(12)
+        steps: list[int] = []
+        found = fit_base_densities(
+            simulation, R, config, torch.Generator().manual_seed(1), start, steps=1, progress=steps.append
+        )
+        assert steps == [1]
+        pairs = zip(found.parameters(), first.parameters(), strict=True)
+        moved.append(max(float((after - before).detach().abs().max()) for after, before in pairs))
+    assert moved[1] / moved[0] == pytest.approx(0.3, rel=1e-3)
+    few = simulation.rows(torch.arange(60))
+    with pytest.raises(FitError, match=r"only \d+ simulated b jets"):
+        fit_base_densities(few, R, config, torch.Generator())

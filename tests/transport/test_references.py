@@ -12,6 +12,7 @@ from selfcal.transport.references import (
     BinnedScaleFactors,
     ClassifierReweighting,
     QuantileMorphing,
+    _barycentres,
     exact_map,
     sinkhorn_map,
 )
@@ -115,3 +116,9 @@ def test_the_classifier_learns_the_density_ratio(hidden_width: int, random: np.r
     assert np.abs(np.log(weight / expected))[core].mean() < 0.03
     far = np.array([[3.0, 0.0], [0.0, 0.0]])
     assert np.diff(classifier.log_ratio(far)) == pytest.approx(-3.0 * m[0], abs=0.15)
+
+
+def test_a_jet_without_mass_goes_nowhere_and_the_others_to_their_barycentre() -> None:
+    plan = np.array([[0.1, 0.3], [0.0, 0.0], [0.0, 0.6]])
+    start, end = np.array([[5.0], [7.0], [9.0]]), np.array([[1.0], [2.0]])
+    np.testing.assert_allclose(_barycentres(plan, start, end), [[(0.1 + 0.6) / 0.4], [7.0], [2.0]])
