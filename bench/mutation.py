@@ -166,7 +166,7 @@ def try_tests(tree: Path, tests: list[str], expected_s: float) -> dict[str, Any]
         done, code = os.waitpid(child, os.WNOHANG)
         if done:
             status = code
-        elif time.monotonic() - begin > 5 * cpu_s:
+        elif time.monotonic() - begin > 30 * cpu_s:  # it waits for something: the machine may be busy
             os.killpg(child, signal.SIGKILL)
         else:
             time.sleep(0.05)
