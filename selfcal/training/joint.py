@@ -241,7 +241,8 @@ class _JointStage:
             self.inputs.prior.uncertainty,
         ]
         for sample in (self.simulation.sample, self.data.sample):
-            tensors += [getattr(sample, field.name) for field in fields(sample)]
+            columns = (getattr(sample, field.name) for field in fields(sample))
+            tensors += [column for column in columns if column is not None]
         for value in tensors:
             digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
