@@ -20,7 +20,7 @@ def collected(results: Path, columns: Mapping[str, str]) -> dict[str, Any]:
     The path ``a.b.c`` is the key ``c`` in the key ``b`` of ``a.json``; a number addresses an item of a list.
     ``b[x=1,y.0=2]`` keeps the items of the list ``b`` whose ``x`` is 1 and whose first ``y`` is 2; what
     follows is taken of each. If exactly one item is left the value is a single one, else a list; None if
-    none is left, as where a small sample gives no row.
+    none is left, as where a small sample gives no row, or where the file has null on the way.
 
     Raises
     ------
@@ -45,6 +45,8 @@ def collected(results: Path, columns: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _inside(value: Any, key: str, path: str, where: Path) -> Any:
+    if value is None:  # what a run says it has not: no detector was inferred, for instance
+        return None
     if isinstance(value, list) and key.isdigit() and int(key) < len(value):
         return value[int(key)]
     if isinstance(value, dict) and key in value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,13 @@ from selfcal.run.atomic import read_json, write_json, write_text
 from selfcal.run.context import RunContext
 from selfcal.run.stages import canonical_digest, file_sha256
 from selfcal.study.closure import compare_with_truth, fill_truth, has_closure
-from selfcal.study.detector_treatments import Treated, treat_guessed, treat_profiled, treated_toys
+from selfcal.study.detector_treatments import (
+    Treated,
+    Treatment,
+    treat_guessed,
+    treat_profiled,
+    treated_toys,
+)
 from selfcal.study.detector_variations import prior_variations, run_centre
 from selfcal.study.pseudo_stage import finished_run
 from selfcal.transport.calibration import load_calibration
@@ -139,7 +145,10 @@ def treatments_json(
     truth: Mapping[str, dict[str, Any]],
     toys: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The content of ``detector_treatments.json``; ``detector`` and ``total`` are standard deviations."""
+    """The content of ``detector_treatments.json``; ``detector`` and ``total`` are standard deviations.
+
+    Treatments that the run has not are null in ``toys`` and ``summary``.
+    """
     first = found["guessed"].factors
     # A row that counts the same bins as another one, or hardly any jets, is shown and not summed up.
     judged = {row["row"]: row["judged"] for row in toys["guessed"]["rows"]} if toys else {}
@@ -162,14 +171,15 @@ def treatments_json(
                 },
             }
         )
+    absent: dict[str, Any] = {name: None for name in get_args(Treatment) if name not in found}
     return {
         "schema_version": 1,
         "treatments": list(found),
         "rows": rows,
         "against_truth": dict(truth),
-        "toys": {name: table["summary"] for name, table in toys.items()},
+        "toys": {**absent, **{name: table["summary"] for name, table in toys.items()}},
         "summary": {
-            flavour: ratios(rows, flavour, [name for name in found if name != "guessed"])
+            flavour: {**absent, **ratios(rows, flavour, [name for name in found if name != "guessed"])}
             for flavour in ("all", *dict.fromkeys(row["flavour"] for row in rows))
         },
     }
@@ -217,15 +227,16 @@ def treatments_text(table: Mapping[str, Any]) -> str:
         "detector part: rms relative to the value; medians relative to guessed, of the part and of the total"
     )
     for flavour, found in table["summary"].items():
-        for name in names:
-            if name in found:
-                one = found[name]
-                lines.append(
-                    f"  {flavour:6} {name:9} {found['rows']:4d} rows  rms {one['detector_rms']:.4f}  "
-                    f"detector {one['detector_ratio']:.3f}  total {one['total_ratio']:.3f}  "
-                    f"30 % smaller in {100 * one['smaller_by_30_percent']:.0f} %"
-                )
+        lines += [
+            f"  {flavour:6} {name:9} {found['rows']:4d} rows  rms {one['detector_rms']:.4f}  "
+            f"detector {one['detector_ratio']:.3f}  total {one['total_ratio']:.3f}  "
+            f"30 % smaller in {100 * one['smaller_by_30_percent']:.0f} %"
+            for name in names
+            if (one := found.get(name))
+        ]
     for name, one in table["toys"].items():
+        if one is None:
+            continue
         lines.append(
             f"toys {name}: 68 % covers {one['average_68']:.3f} on average, {one['flagged_count']} of "
             f"{one['judged']} rows beyond a limit, {one['failed']} failed"

@@ -17,7 +17,7 @@ ROWS = [
 
 @pytest.fixture
 def results(tmp_path):
-    write_json(tmp_path / "a.json", {"x": {"y": [1, {"z": 2.5}]}, "rows": ROWS})
+    write_json(tmp_path / "a.json", {"x": {"y": [1, {"z": 2.5}], "none": None}, "rows": ROWS})
     return tmp_path
 
 
@@ -26,6 +26,8 @@ def results(tmp_path):
     [
         ("a.x.y.1.z", 2.5),
         ("a.x.y.0", 1),
+        ("a.x.none", None),
+        ("a.x.none.of.this", None),
         ("a.rows[flavour=b].value", [0.9, 1.1]),
         ("a.rows[flavour=b,pt_gev.0=40].value", 1.1),
         ("a.rows[working_point=0.85].value", None),

@@ -106,6 +106,11 @@ def test_data_narrow_a_profiled_detector_and_a_narrow_posterior_is_narrower() ->
     assert light["inferred"]["detector_ratio"] < 0.25
     assert light["profiled"]["detector_ratio"] < 0.7
     assert light["inferred"]["smaller_by_30_percent"] == 1
+    without = treatments_json({name: found[name] for name in ("guessed", "profiled")}, {}, {})
+    assert without["toys"] == {"inferred": None}
+    assert without["summary"]["light"]["inferred"] is None
+    assert without["summary"]["light"]["profiled"] == light["profiled"]
+    assert "inferred" not in treatments_text(without)
     text = treatments_text(table)
     assert text.count("\n") > len(table["rows"])
     assert "inferred: value" in text

@@ -20,6 +20,7 @@ SMALL = (
     "composition",
     "transfer",
     "gluon_splitting",
+    "sbi",
     "generator",
     "statistics",
     "absorption",
