@@ -54,7 +54,8 @@ READERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def kill(name: str, kills: int, folder: Path, ask_writer, attempts) -> None:
+def kill(name: str, kills: int, folder: Path, ask_writer, attempts) -> int:
+    """Kill a writer so often, read every time; how many tries there were."""
     WRITERS[name](folder, 2)
     generator = random.Random(name)
     for number in range(kills):
@@ -64,19 +65,20 @@ def kill(name: str, kills: int, folder: Path, ask_writer, attempts) -> None:
     write_text(folder / "provenance.json", "{}")
     with RunDirectory(folder).lock():
         assert not list(folder.rglob("*.part"))
+    return int(attempts.tried)
 
 
 @pytest.mark.fault(2, "kill -9 during writes of each kind, short")
 @pytest.mark.parametrize("name", READERS)
 def test_old_or_new_and_whole(tmp_path, scored_source, ask_writer, attempts, name) -> None:
-    kill(name, KILLS["short"], tmp_path, ask_writer, attempts)
+    assert kill(name, KILLS["short"], tmp_path, ask_writer, attempts) == KILLS["short"]
 
 
 @pytest.mark.long
 @pytest.mark.fault(2, "kill -9 during writes of each kind, 50 each")
 @pytest.mark.parametrize("name", READERS)
 def test_old_or_new_and_whole_fifty_times(tmp_path, scored_source, ask_writer, attempts, name) -> None:
-    kill(name, KILLS["long"], tmp_path, ask_writer, attempts)
+    assert kill(name, KILLS["long"], tmp_path, ask_writer, attempts) == KILLS["long"]
 
 
 @pytest.mark.fault(2, "kill -9 during writes of a tagger bundle (two files)")

@@ -102,9 +102,9 @@ def test_the_gradient_is_that_of_the_form() -> None:
     np.testing.assert_allclose(form.gradient(fractions), slopes, atol=1e-7)
 
 
-def test_components_that_are_summed_are_the_form_of_constant_fractions() -> None:
-    form, simulation, data = spline_form(3)
-    constant = mixture_distance(
+def constant_form(simulation: Sample, data: Sample) -> MixtureDistance:
+    """The form of fractions that do not vary with pT."""
+    return mixture_distance(
         simulation.coordinates,
         simulation.flavour,
         simulation.weight,
@@ -112,6 +112,11 @@ def test_components_that_are_summed_are_the_form_of_constant_fractions() -> None
         data.weight,
         torch.Generator().manual_seed(3),
     )
+
+
+def test_components_that_are_summed_are_the_form_of_constant_fractions() -> None:
+    form, simulation, data = spline_form(3)
+    constant = constant_form(simulation, data)
     parts = parts_of(simulation, knots_of(data.conditions[:, 0], 3))
     spread = (parts / parts.sum(1, keepdim=True)).numpy()
     for fractions in np.random.default_rng(6).dirichlet(np.ones(4), size=5):
@@ -121,14 +126,7 @@ def test_components_that_are_summed_are_the_form_of_constant_fractions() -> None
 
 def test_an_infinitely_stiff_spline_gives_the_constant_fractions() -> None:
     form, simulation, data = spline_form(4)
-    constant = mixture_distance(
-        simulation.coordinates,
-        simulation.flavour,
-        simulation.weight,
-        data.coordinates,
-        data.weight,
-        torch.Generator().manual_seed(3),
-    )
+    constant = constant_form(simulation, data)
     parts = parts_of(simulation, knots_of(data.conditions[:, 0], 4))
     for scale in (0.0, 30.0, 3000.0):
         fractions, shape = exact_spline(form, scale, PRIOR, WIDTH, parts, 1e-9)
