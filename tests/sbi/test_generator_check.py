@@ -163,6 +163,28 @@ def test_the_error_has_its_closed_form():
     assert replace(found, difference=100 * difference).error == ERROR_MAX
 
 
+def test_few_or_no_jets_say_nothing_against_the_generator(simulation, make_toy_jets):
+    data = make_toy_jets(1000, seed=2, dataset="data")
+    simulator = Unchanged(simulation)
+    alone = checked(simulator, data).comparison
+    for few in (10, 0):
+        nearly_none = checked(simulator, data.select(np.arange(few)))
+        assert nearly_none.content() == {
+            "rows": [{"region": "all", "quantity": "all", "chi2": 0.0, "ndf": 0, "p_value": 1.0}],
+            "noticed": False,
+            "error": 0.0,
+            "flagged": [],
+        }
+        # A region that says nothing leaves the others as they are.
+        regions = [
+            RegionTracks(name, [simulation], [sample], FRACTIONS, FIXED)
+            for name, sample in (("few", data.select(np.arange(few))), ("many", data))
+        ]
+        beside = check_generator(regions, EXACT, simulator)
+        assert beside.comparison.chi2() == pytest.approx(alone.chi2(), rel=1e-9)
+        assert {row["region"] for row in beside.content()["rows"]} == {"all", "many"}
+
+
 def test_files_without_momenta_are_compared_in_the_rest(simulation, make_toy_jets):
     def without(jets: Jets) -> Jets:
         kept = [i for i, name in enumerate(jets.track_fields) if name != "qOverP"]

@@ -44,20 +44,23 @@ def world(jets: int, seed: int, slope: float = 0.0, *, labelled: bool = True) ->
     )
 
 
-def spline_form(
-    knots: int, simulated: int = 300, observed: int = 250
-) -> tuple[MixtureDistance, Sample, Sample]:
-    simulation, data = world(simulated, 1), world(observed, 2)
-    hats = hat_functions(simulation.conditions[:, 0], knots_of(data.conditions[:, 0], knots))
-    form = spline_distance(
+def form_of(simulation: Sample, data: Sample, knots: torch.Tensor) -> MixtureDistance:
+    return spline_distance(
         simulation.coordinates,
         simulation.flavour,
         simulation.weight,
-        hats,
+        hat_functions(simulation.conditions[:, 0], knots),
         data.coordinates,
         data.weight,
         torch.Generator().manual_seed(3),
     )
+
+
+def spline_form(
+    knots: int, simulated: int = 300, observed: int = 250
+) -> tuple[MixtureDistance, Sample, Sample]:
+    simulation, data = world(simulated, 1), world(observed, 2)
+    form = form_of(simulation, data, knots_of(data.conditions[:, 0], knots))
     return form, simulation, data
 
 
@@ -201,16 +204,7 @@ def test_a_flavour_that_is_not_simulated_stays_at_its_prior() -> None:
     simulation, data = world(400, 1), world(400, 2)
     simulation = simulation.rows(simulation.flavour != 3)
     knots = knots_of(data.conditions[:, 0], 2)
-    hats = hat_functions(simulation.conditions[:, 0], knots)
-    form = spline_distance(
-        simulation.coordinates,
-        simulation.flavour,
-        simulation.weight,
-        hats,
-        data.coordinates,
-        data.weight,
-        torch.Generator().manual_seed(3),
-    )
+    form = form_of(simulation, data, knots)
     prior = np.array([0.1, 0.2, 0.698, 0.002])
     fractions, shape = exact_spline(form, 1e3, prior, np.full(4, 0.1), parts_of(simulation, knots), 0.3)
     assert fractions[3] == pytest.approx(0.002, rel=1e-5)
