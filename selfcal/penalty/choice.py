@@ -13,31 +13,29 @@ from selfcal.penalty.mmd import MaximumMeanDiscrepancy
 from selfcal.penalty.optimal_transport import SinkhornDivergence, SlicedWasserstein
 from selfcal.penalty.soft_histogram import HistogramChiSquare
 
+DISTANCES: dict[str, Callable[[int], Penalty]] = {
+    "energy": lambda _features: EnergyPenalty(),
+    "sliced_wasserstein": SlicedWasserstein,
+    "mmd": lambda _features: MaximumMeanDiscrepancy(),
+}
+"""By which maps can be fitted, each from the number of features. The Sinkhorn divergence takes 170 times as
+long as the energy distance."""
+
+
+def _anywhere(build: Callable[[int], Penalty]) -> Callable[[int, BinnedRegion], Penalty]:
+    """A builder that does not ask what is counted in the region."""
+    return lambda features, _region: build(features)
+
+
 BUILDERS: dict[str, Callable[[int, BinnedRegion], Penalty]] = {
-    "energy": lambda features, _region: build_distance("energy", features),
-    "sliced_wasserstein": lambda features, _region: build_distance("sliced_wasserstein", features),
+    **{name: _anywhere(build) for name, build in DISTANCES.items()},
     "sinkhorn": lambda _features, _region: SinkhornDivergence(),
-    "mmd": lambda features, _region: build_distance("mmd", features),
     "histogram": lambda _features, _region: HistogramChiSquare(),
     "flow_likelihood": lambda features, _region: FlowLikelihood(features),
     "adversary": lambda features, _region: DomainAdversary(features),
     "expected_variance": lambda _features, region: ExpectedVariance(region),
 }
 """Each from the number of features and what is counted in the region."""
-
-
-DISTANCES = ("energy", "sliced_wasserstein", "mmd")
-"""By which maps can be fitted. The Sinkhorn divergence takes 170 times as long as the energy distance."""
-
-
-def build_distance(name: str, features: int) -> Penalty:
-    """The distance ``name``, one of ``DISTANCES``."""
-    builders: dict[str, Callable[[], Penalty]] = {
-        "energy": EnergyPenalty,
-        "sliced_wasserstein": lambda: SlicedWasserstein(features),
-        "mmd": MaximumMeanDiscrepancy,
-    }
-    return builders[name]()
 
 
 def build_penalty(name: str, features: int, region: BinnedRegion) -> Penalty:

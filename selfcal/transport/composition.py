@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfcal.config.calibration import CompositionConfig
 from selfcal.data.flavours import FLAVOURS
-from selfcal.penalty.choice import build_distance
+from selfcal.penalty.choice import DISTANCES
 from selfcal.penalty.contract import Penalty, PenaltySample, null_distances
 from selfcal.penalty.energy import LEADING_SHARE, mean_distance_within
 from selfcal.transport.affine_map import AffineMap
@@ -236,7 +236,7 @@ def fit_by_distance(
     composition = Composition(start)
     shaped = pairs if shape is None else [(shape.weighted(sim), obs) for sim, obs in pairs]
 
-    penalty = build_distance(distance, data.coordinates.shape[1] + data.conditions.shape[1])
+    penalty = DISTANCES[distance](data.coordinates.shape[1] + data.conditions.shape[1])
     prices = scales
     if distance != "energy":
         prices = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selfcal.config.calibration import MapConfig
-from selfcal.penalty.choice import DISTANCES, build_distance
+from selfcal.penalty.choice import DISTANCES
 from selfcal.penalty.contract import PenaltySample
 from selfcal.penalty.energy import LEADING_SHARE, mean_distance_within
 from selfcal.transport.averaged_descent import DistanceSchedule
@@ -65,7 +65,7 @@ def test_the_measured_unit_of_the_energy_distance_is_the_known_one() -> None:
     data = drawn(3000, 5, SHIFT, labelled=False)
     size = 1500.0
     known = 0.5 * size / LEADING_SHARE / float(mean_distance_within(distance_features(data), data.weight))
-    found = cost_of_distance(build_distance("energy", 5), data, size, 256, torch.Generator().manual_seed(1))
+    found = cost_of_distance(DISTANCES["energy"](5), data, size, 256, torch.Generator().manual_seed(1))
     # The measured unit adds up all eigenvalues, the known one takes the leading of them.
     assert 0.3 * known < found < 1.5 * known
 
@@ -76,7 +76,7 @@ def test_a_distance_costs_what_a_likelihood_costs(distance: str) -> None:
     times that, and by no less than a thirtieth: maps by different distances obey the same prior."""
     data = drawn(4000, 6, torch.zeros(3), labelled=False)
     jets, shift = 4000.0, 0.3
-    penalty = build_distance(distance, 5)
+    penalty = DISTANCES[distance](5)
     price = cost_of_distance(penalty, data, 0.5 * jets, 512, torch.Generator().manual_seed(2))
     other = drawn(4000, 7, torch.tensor([shift, 0.0, 0.0]), labelled=False)
     same = drawn(4000, 7, torch.zeros(3), labelled=False)
