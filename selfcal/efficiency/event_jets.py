@@ -85,11 +85,11 @@ def sorted_by_event(
 
 def joined(parts: list[EventJets]) -> EventJets:
     """The events of all parts, one part after the other."""
-    first = np.cumsum([0, *(part.n_events for part in parts)])
+    first = np.cumsum([0, *(part.n_events for part in parts[:-1])])
     arrays = {
         part.name: np.concatenate([getattr(one, part.name) for one in parts]) for part in fields(EventJets)
     }
-    arrays["event"] = np.concatenate([part.event + start for part, start in zip(parts, first, strict=False)])
+    arrays["event"] = np.concatenate([part.event + start for part, start in zip(parts, first, strict=True)])
     return EventJets(**arrays)
 
 

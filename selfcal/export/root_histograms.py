@@ -43,7 +43,7 @@ def root_histogram(
     titles = [*axis_titles, *[""] * (len(edges) - len(axis_titles))]
     axes = [
         to_TAxis(letter, text, len(edge) - 1, float(edge[0]), float(edge[-1]), np.asarray(edge, np.float64))
-        for letter, text, edge in zip(("xaxis", "yaxis", "zaxis"), titles, edges, strict=False)
+        for letter, text, edge in zip(("xaxis", "yaxis", "zaxis")[: len(edges)], titles, edges, strict=True)
     ]
     # ROOT's statistics: sum of weights and of their squares, then moments that nobody reads here.
     moments = [0.0] * {1: 2, 2: 5, 3: 9}[values.ndim]

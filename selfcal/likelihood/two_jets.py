@@ -114,7 +114,7 @@ def pair_counts(
     p_bins, k_bins = binning.n_kinematic, binning.n_bins
     inside = [binning.kinematic_bins(jets.pt_gev, jets.abs_eta)[1] for jets in (data, calibrated)]
     found = []
-    for jets, d_b, keep in zip((data, calibrated), discriminants, inside, strict=False):
+    for jets, d_b, keep in zip((data, calibrated), discriminants[:2], inside, strict=True):
         chosen, d_b = jets.select(keep), d_b[keep]
         pair = event_pairs(chosen)
         if not len(pair[0]):

@@ -140,7 +140,8 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> ReportFigure:
     figure = Figure(figsize=(8, 4.2))
     axes = figure.add_axes((0.11, 0.14, 0.86, 0.75))
     last = []
-    for key, colour in zip(_losses(ordered[-1]), LOSS_COLOURS, strict=False):
+    for number, key in enumerate(_losses(ordered[-1])):
+        colour = LOSS_COLOURS[number % len(LOSS_COLOURS)]
         name = key.removeprefix("train_").removesuffix("loss").replace("_", " ").strip() or "total"
         validation = f"validation_{key.removeprefix('train_')}"
         for kind, column, style in (("training", key, "--"), ("validation", validation, "-")):
