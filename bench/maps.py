@@ -24,7 +24,7 @@ from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, condition_features
 from selfcal.transport.derivation import write_inputs
 from selfcal.transport.derivation_tasks import derive
-from selfcal.transport.families import map_config
+from selfcal.transport.family_options import map_config
 from selfcal.transport.maps import build_maps
 from selfcal.transport.sample import Sample
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive, PositiveInt
+from selfcal.config.evaluation import Family
 from selfcal.config.training import JointConfig
 
 
@@ -99,7 +100,7 @@ class CalibrationConfig(Configured):
     """Stages 1 and 3: composition, then map, then bootstrap replicas.
 
     ``seeds`` is the number of further fits of densities and maps that start from other initial weights:
-    their spread is an uncertainty of the map.
+    their spread is an uncertainty of the map. So is what maps of other ``families`` differ by.
     """
 
     base_density: BaseDensityConfig = BaseDensityConfig()
@@ -109,4 +110,5 @@ class CalibrationConfig(Configured):
     bootstraps: Annotated[int, Field(ge=2)] = 10
     bootstrap_steps: PositiveInt = 60
     seeds: Annotated[int, Field(ge=0)] = 2
+    families: tuple[Family, ...] = ()
     workers: Annotated[int, Field(ge=0)] = 0

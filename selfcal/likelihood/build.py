@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from selfcal.run.context import RunContext
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.working_points import thresholds
 from selfcal.transport.calibration import Calibration
+from selfcal.transport.maps import FlavourMaps
 
 HISTOGRAM_BINS = 40
 DETECTOR_VARIANCE_KEPT = 0.99
@@ -139,7 +140,7 @@ def with_target_uncertainty(fold: MeasureFold, config: FitConfig) -> MeasureFold
 
 
 def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
-    """Counts of data, and of simulation under the nominal map, its replicas, other seeds and the stiff map.
+    """Counts of data, and of simulation under the nominal map, its replicas and other maps (``_other_maps``).
 
     The composition enters as the derive fold's fit, which holds the cards' priors and is
     independent of the data that are counted here.
@@ -157,15 +158,8 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         for varied in fold.detector
     ]
     calibrated = [counts(calibration.apply(jets, calibration.nominal)) for jets in simulation]
-    stiff = [counts(calibration.apply(jets, calibration.stiff))[0] for jets in simulation]
     replicas = [
         [counts(calibration.apply(jets, maps))[0] for jets in simulation] for maps in calibration.replicas
-    ]
-    # The difference of two fits has twice the variance of one; together the S variations have σ² of one.
-    share = 1.0 / np.sqrt(2.0 * max(len(calibration.seeds), 1))
-    seeds = [
-        np.stack([counts(calibration.apply(jets, maps))[0] for jets in simulation])
-        for maps in calibration.seeds
     ]
     data = [
         fold.binning.count(jets.pt_gev, jets.abs_eta, fold.discriminant(jets), jets.weight)
@@ -199,14 +193,38 @@ def build_templates(fold: MeasureFold, calibration: Calibration) -> Templates:
         composition=fractions.numpy(),
         # A flavour that the simulation lacks has a tiny fraction with an absolute width.
         composition_relative_uncertainty=(uncertainty / fractions).clamp_max(1.0).numpy(),
-        variations={
-            "stiff": np.stack(stiff),
-            **{f"seed{i}": moved + share * (seed - moved) for i, seed in enumerate(seeds)},
-        },
+        variations=_other_maps(
+            calibration,
+            moved,
+            lambda maps: np.stack([counts(calibration.apply(jets, maps))[0] for jets in simulation]),
+        ),
         corrected=np.stack([counts(jets)[0] for jets in simulation]) if detector else None,
         detector={str(j): mode for j, mode in enumerate(modes)},
         modelling=modelling,
     )
+
+
+def _other_maps(
+    calibration: Calibration,
+    nominal: NDArray[np.float64],
+    counted: Callable[[FlavourMaps], NDArray[np.float64]],
+) -> dict[str, NDArray[np.float64]]:
+    """Templates one standard deviation away from ``nominal``: stiff maps, other seeds, other families.
+
+    The difference of two seeds has twice the variance of one, and together the S seeds have the variance of
+    one: each moves by (seed - nominal) / sqrt(2 S). A family is wrong, not noisy: N of them move by
+    (family - nominal) / sqrt(N), together the root mean square of their differences.
+    """
+    seeds, families = calibration.seeds, calibration.families
+    of_seed, of_family = 1.0 / np.sqrt(2.0 * max(len(seeds), 1)), 1.0 / np.sqrt(max(len(families), 1))
+    return {
+        "stiff": counted(calibration.stiff),
+        **{f"seed{i}": nominal + of_seed * (counted(maps) - nominal) for i, maps in enumerate(seeds)},
+        **{
+            f"family_{name}": nominal + of_family * (counted(maps) - nominal)
+            for name, maps in families.items()
+        },
+    }
 
 
 def write_discriminants(fold: MeasureFold, calibration: Calibration, path: Path) -> Path:

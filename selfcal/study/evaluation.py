@@ -49,7 +49,8 @@ from selfcal.transport.calibration import Calibration, load_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import derive
-from selfcal.transport.families import derive_families, family_of
+from selfcal.transport.families import derive_families
+from selfcal.transport.family_options import family_of
 from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.optimality import displacement_table
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfcal.config.calibration import MapConfig
+from selfcal.config.evaluation import Family
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
@@ -21,6 +23,7 @@ from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, ScoreFrame, condition_features
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.extrapolation import with_extrapolated
+from selfcal.transport.family_options import map_config
 from selfcal.transport.maps import FlavourMaps, build_maps
 
 ARRAYS_NAME, DESCRIPTION_NAME = "map.safetensors", "map.json"
@@ -39,6 +42,7 @@ class Calibration:
     stiff : affine maps by the energy distance, another model of the same shift
     replicas : M bootstrap replicas of ``nominal``
     seeds : fits like ``nominal`` that started from other initial weights
+    families : fits like ``nominal`` with maps of other families
     region_scale : (F,) standard deviation of what a region may move a flavour's jets more than the map
         does, per coordinate (``region_dependence``)
     prior, bulk_fractions, fractions, fraction_uncertainty : composition of the cards, of the bulk
@@ -59,6 +63,7 @@ class Calibration:
     extrapolated: tuple[str, ...] = ()
     seeds: tuple[FlavourMaps, ...] = ()
     region_scale: tuple[float, ...] = (0.0,) * len(FLAVOURS)
+    families: Mapping[Family, FlavourMaps] = field(default_factory=dict)
 
     def apply(self, jets: ScoredJets, maps: FlavourMaps) -> ScoredJets:
         """Simulated ``jets`` as they would look in data under ``maps``.
@@ -123,6 +128,7 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
         tuple(FLAVOURS[index] for index in undetermined),
         tuple(derivation.mixture(f"seed-{index}").maps for index in range(derivation.config.seeds)),
         tuple(derivation.region_dependence().scale.tolist()),
+        {name: derivation.mixture(f"family-{name}").maps for name in derivation.config.families},
     )
 
 
@@ -144,6 +150,8 @@ def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) 
         arrays |= _stored(maps, f"replica-{index}")
     for index, maps in enumerate(calibration.seeds):
         arrays |= _stored(maps, f"seed-{index}")
+    for name, maps in calibration.families.items():
+        arrays |= _stored(maps, f"family-{name}")
     write_arrays(folder / ARRAYS_NAME, arrays)
     write_sealed(
         folder / DESCRIPTION_NAME,
@@ -155,6 +163,7 @@ def save_calibration(calibration: Calibration, config: MapConfig, folder: Path) 
             "replicas": len(calibration.replicas),
             "extrapolated": list(calibration.extrapolated),
             "seeds": len(calibration.seeds),
+            "families": list(calibration.families),
             "region_scale": list(calibration.region_scale),
         },
     )
@@ -203,6 +212,10 @@ def load_calibration(folder: Path) -> Calibration:
                 for i in range(described["seeds"])
             ),
             tuple(described["region_scale"]),
+            {
+                name: restored(build_maps(map_config(name, config), width, CONDITIONS), f"family-{name}")
+                for name in described.get("families", ())
+            },
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"not a calibration of this version: {error}", where=str(folder)) from error

@@ -8,13 +8,15 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import selfcal
-from selfcal.config.calibration import CalibrationConfig
+from selfcal.config.calibration import CalibrationConfig, MapConfig
+from selfcal.config.evaluation import Family
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.base_density import BaseDensities
@@ -23,6 +25,7 @@ from selfcal.transport.composition import (
     CompositionPrior,
 )
 from selfcal.transport.conditions import CONDITIONS
+from selfcal.transport.family_options import map_config
 from selfcal.transport.identifiability import (
     Identifiability,
     identifiability,
@@ -181,10 +184,15 @@ class Derivation:
         _restore(densities, read_arrays(self.path(task)), "density.")
         return densities
 
+    def map_config_of(self, task: str) -> MapConfig:
+        """Of the maps that a task fits: the configured ones, or those of another family."""
+        kind, _, name = task.partition("-")
+        return map_config(cast("Family", name), self.config.map) if kind == "family" else self.config.map
+
     def mixture(self, task: str = "mixture") -> MixtureFit:
         """A finished mixture fit."""
         arrays = read_arrays(self.path(task))
-        maps = build_maps(self.config.map, self.simulation.coordinates.shape[1], CONDITIONS)
+        maps = build_maps(self.map_config_of(task), self.simulation.coordinates.shape[1], CONDITIONS)
         _restore(maps, arrays, "map.")
         return MixtureFit(maps, torch.from_numpy(arrays["fractions"]))
 

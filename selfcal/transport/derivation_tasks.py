@@ -13,6 +13,7 @@ identifiability        which flavours no region determines: their maps stay the 
 bulk-<i>               replica i: resampled events, refitted composition and densities
 mixture                maps and fractions by likelihood, nominal
 seed-<i>               the same events with other initial weights, densities and maps from scratch
+family-<name>          the same events and densities, maps of another family
 region_dependence      how much regions differ beyond pT and |eta|
 replica-<i>            replica i: maps and fractions by likelihood
 =====================  =======================================================
@@ -145,11 +146,25 @@ def _run_seed(derivation: Derivation, task: str) -> None:
     _fit_maps(derivation, task, derivation.simulation, derivation.data, "composition", densities)
 
 
+def _run_family(derivation: Derivation, name: str) -> None:
+    """Maps of another family from the same events, densities and constraint."""
+    changed = derivation.config.model_copy(update={"map": derivation.map_config_of(f"family-{name}")})
+    densities = derivation.densities() if changed.map.by_likelihood else None
+    of_family = replace(derivation, config=changed)
+    task = f"family-{name}"
+    _fit_maps(of_family, task, derivation.simulation, derivation.data, "composition", densities)
+
+
 def _run_replica(derivation: Derivation, index: int) -> None:
     """Replica ``index``, started from the nominal maps."""
     bulk, start = f"bulk-{index}", derivation.mixture()
     densities = derivation.densities(bulk) if derivation.config.map.by_likelihood else None
     _fit_maps(derivation, f"replica-{index}", *derivation.resampled(index), bulk, densities, start)
+
+
+def _like(task: str) -> str:
+    """The task whose random numbers a task has: families differ from the nominal maps by nothing else."""
+    return "mixture" if task.startswith("family-") else task
 
 
 def _fit_maps(
@@ -169,7 +184,7 @@ def _fit_maps(
         densities,
         derivation.constraint(bulk),
         config,
-        derivation.generator(task),
+        derivation.generator(_like(task)),
         start,
         config.map.steps if start is None else config.bootstrap_steps,
         derivation.undetermined(),
@@ -236,7 +251,7 @@ def run_task(folder: Path, task: str) -> str:
     derivation = Derivation.open(folder)
     # Fresh networks draw their weights from torch's global generator, whose state depends on
     # what this process did before.
-    torch.manual_seed(derivation.generator(f"weights of {task}").initial_seed())
+    torch.manual_seed(derivation.generator(f"weights of {_like(task)}").initial_seed())
     kind, _, number = task.partition("-")
     if kind == "composition":
         _run_composition(derivation)
@@ -250,6 +265,8 @@ def run_task(folder: Path, task: str) -> str:
         _run_bulk(derivation, int(number))
     elif kind == "seed":
         _run_seed(derivation, task)
+    elif kind == "family":
+        _run_family(derivation, number)
     elif kind == "replica":
         _run_replica(derivation, int(number))
     else:
@@ -280,7 +297,11 @@ def _waves(config: CalibrationConfig) -> Sequence[Sequence[str]]:
         ("composition", "densities"),
         ("identifiability",),
         [f"bulk-{index}" for index in replicas],
-        ("mixture", *(f"seed-{index}" for index in range(config.seeds))),
+        (
+            "mixture",
+            *(f"seed-{index}" for index in range(config.seeds)),
+            *(f"family-{name}" for name in config.families),
+        ),
         ["region_dependence", *(f"replica-{index}" for index in replicas)],
     )
 

@@ -84,6 +84,7 @@ def calibration() -> Calibration:
         FRACTIONS,
         UNCERTAINTY,
         seeds=(maps_by(0.3), maps_by(-0.2)),
+        families={"brenier": maps_by(0.25), "flow_nflows": maps_by(-0.15)},
     )
 
 
@@ -117,7 +118,11 @@ def test_templates_are_counts_of_moved_jets(fold: MeasureFold, calibration: Cali
     for name, shift in (("seed0", 0.3), ("seed1", -0.2)):
         expected = plain + 0.5 * (by_hand(fold, calibration, shift) - plain)
         np.testing.assert_allclose(found.variations[name], expected, **exact)
-    assert set(found.variations) == {"stiff", "seed0", "seed1"}
+    # Two other families: together the root mean square of their differences.
+    for name, shift in (("brenier", 0.25), ("flow_nflows", -0.15)):
+        expected = plain + (by_hand(fold, calibration, shift) - plain) / 2**0.5
+        np.testing.assert_allclose(found.variations[f"family_{name}"], expected, **exact)
+    assert set(found.variations) == {"stiff", "seed0", "seed1", "family_brenier", "family_flow_nflows"}
     assert found.corrected is None
     assert found.detector == {}
     for r, region in enumerate(REGIONS):

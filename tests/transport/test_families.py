@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 
 from selfcal.config.calibration import MapConfig
 from selfcal.run.atomic import write_arrays
+from selfcal.transport.calibration import collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
-from selfcal.transport.families import FAMILY_OPTIONS, derive_families, family_of, map_config, with_map
-from tests.transport.synthetic_world import CONFIG, SyntheticWorld, prepare
+from selfcal.transport.derivation_tasks import derive, number_of_tasks
+from selfcal.transport.families import derive_families, with_map
+from selfcal.transport.family_options import FAMILY_OPTIONS, family_of, map_config
+from tests.transport.synthetic_world import CONFIG, REGIONS, SyntheticWorld, prepare
 
 
 def test_the_family_of_a_configuration_is_found_again() -> None:
@@ -62,6 +66,29 @@ def test_fractions_and_densities_are_shared_and_finished_work_is_kept(
     before = identity.path("mixture").stat().st_mtime_ns
     derive_families(source, families[1], ["identity", "flow"], 1, 1, lambda done, total: None)
     assert identity.path("mixture").stat().st_mtime_ns == before
+
+
+def test_other_families_of_a_calibration_are_derived_with_it_and_kept(
+    derived: tuple[Derivation, ScoreFrame], families: tuple[dict[str, Derivation], Path], tmp_path: Path
+) -> None:
+    """Bit for bit the maps that the comparison of families derives, and the same after a save and a load."""
+    source, frame = derived
+    config = source.config.model_copy(update={"families": ("identity", "residual")})
+    assert number_of_tasks(config) == number_of_tasks(source.config) + 2
+    folder = shutil.copytree(source.folder, tmp_path / "own")
+    (folder / "config.json").write_text(config.model_dump_json())
+    again = derive(folder, 1, lambda done, total: None)
+    judged = derive_families(source, tmp_path / "judged", ["residual"], 0, 1, lambda *at: None)["residual"]
+    calibration = collect(again, REGIONS, frame)
+    assert set(calibration.families) == {"identity", "residual"}
+    assert torch.equal(again.mixture("family-residual").fractions, judged.mixture().fractions)
+    save_calibration(calibration, config.map, tmp_path)
+    loaded = load_calibration(tmp_path)
+    expected = judged.mixture().maps.state_dict()
+    for maps in (calibration.families["residual"], loaded.families["residual"]):
+        assert all(torch.equal(value, expected[key]) for key, value in maps.state_dict().items())
+    assert not list(loaded.families["identity"].parameters())
+    assert loaded.nominal.state_dict().keys() == calibration.nominal.state_dict().keys()
 
 
 def test_a_configuration_of_no_family_has_none() -> None:

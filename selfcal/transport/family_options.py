@@ -1,0 +1,44 @@
+"""What the names of map families stand for in a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfcal.config.calibration import MapConfig
+from selfcal.config.evaluation import Family
+
+FAMILY_OPTIONS: Mapping[Family, Mapping[str, Any]] = {
+    "identity": {"family": "identity"},
+    "residual": {"family": "residual", "distance": "energy"},
+    "residual_sliced_wasserstein": {"family": "residual", "distance": "sliced_wasserstein"},
+    "residual_mmd": {"family": "residual", "distance": "mmd"},
+    "brenier": {"family": "brenier"},
+    "flow": {"family": "flow", "library": "zuko", "structure": "coupling"},
+    "flow_energy": {
+        "family": "flow",
+        "library": "zuko",
+        "structure": "coupling",
+        "fit_by": "divergence",
+        "distance": "energy",
+    },
+    "flow_autoregressive": {"family": "flow", "library": "zuko", "structure": "autoregressive"},
+    "flow_nflows": {"family": "flow", "library": "nflows", "structure": "coupling"},
+    "switch": {"family": "switch", "library": "zuko", "structure": "coupling"},
+}
+"""What each family changes in the configuration of the map; everything else stays as it is."""
+
+
+def map_config(family: Family, config: MapConfig) -> MapConfig:
+    """``config`` with another family, by the likelihood where it has an inverse and nothing else is said."""
+    return MapConfig.model_validate({**config.model_dump(), "fit_by": "auto", **FAMILY_OPTIONS[family]})
+
+
+def family_of(config: MapConfig) -> Family | None:
+    """The family that a configuration asks for; None if it is none of ``FAMILY_OPTIONS``."""
+    for name in FAMILY_OPTIONS:
+        same = map_config(name, config)
+        alike = same.model_copy(update={"fit_by": config.fit_by}) == config
+        if alike and same.by_likelihood == config.by_likelihood:
+            return name
+    return None
