@@ -195,8 +195,6 @@ def _samples(
         modifiers = [m for m in common if m["type"] != "normsys" or m["data"]["hi"] > 1]
         modifiers += own[k]
         moving = [(name, float(shift[r, p, k])) for name, shift in shifts if shift[r, p, k] != 0]
-        if content[k] <= 0:
-            moving = []
         if REACH * math.hypot(*(size for _, size in moving)) * content[k] < expected[k]:
             modifiers += [_linear(name, content, k, size) for name, size in moving]
         else:

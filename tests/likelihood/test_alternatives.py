@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from selfcal.config.card import DataCard
 from selfcal.config.fit import FitConfig
+from selfcal.config.run import DataConfig, RunConfig
 from selfcal.config.tagger import TaggerConfig
+from selfcal.data.score_files import load_scores, save_scores, scores_path
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError
 from selfcal.likelihood.alternative_tables import generators_json, high_pt_json
-from selfcal.likelihood.alternatives import Alternative, efficiencies, modelling_template, pt_trend
+from selfcal.likelihood.alternatives import (
+    Alternative,
+    efficiencies,
+    modelling_template,
+    pt_trend,
+    read_alternatives,
+)
 from selfcal.likelihood.build import MeasureFold
 from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import Binning, read_templates, templates_json
 from selfcal.run.atomic import write_json
+from selfcal.run.context import RunContext
+from selfcal.run.directory import RunDirectory
 
 REFERENCE = {"b": "ttbar_emu"}
 SHAPE = np.array([0.1, 0.1, 0.1, 0.1, 0.6])
@@ -146,6 +157,62 @@ def _moved(model) -> list[bool]:
     theta = model.start.clone()
     theta[model.index["modelling_radiation"]] = 1.0
     return (abs(model.rates(theta) / model.rates(model.start) - 1) > 1e-3).tolist()
+
+
+def context_with(tmp_path: Path, *cards: DataCard) -> RunContext:
+    config = RunConfig(name="r", data=DataConfig(cards=("unused.yaml",)), fit=FitConfig(abs_eta_edges=(0, 2)))
+    return RunContext(config, cards, RunDirectory(tmp_path))
+
+
+def alternative(name: str, region: str, variation: str) -> DataCard:
+    return DataCard(
+        name=name, role="simulation", region=region, use="alternative", variation=variation, files=("a.h5",)
+    )
+
+
+def test_the_jets_of_an_alternative_are_those_of_all_its_datasets_in_every_fold(tmp_path) -> None:
+    """Two datasets of one region, one of another, and a second variation; jets beyond |eta| are left out."""
+    cards = (
+        alternative("shower_1", "ttbar_emu", "shower"),
+        alternative("shower_2", "ttbar_emu", "shower"),
+        alternative("shower_3", "dijet", "shower"),
+        alternative("radiation", "dijet", "radiation"),
+    )
+    context, random = context_with(tmp_path, *cards), np.random.default_rng(3)
+    for number, card in enumerate(cards):
+        jets = b_jets([0.5, 0.5, 0.5], each=10 + number)
+        fold, abs_eta = random.integers(0, 3, len(jets)), random.uniform(0, 2.5, len(jets))
+        save_scores(scores_path(context, card), replace(jets, fold=fold, abs_eta=abs_eta))
+    found = read_alternatives(context, ("ttbar_emu", "dijet"))
+    assert list(found) == ["shower", "radiation"]
+    assert {name: set(one.simulation) for name, one in found.items()} == {
+        "shower": {"ttbar_emu", "dijet"},
+        "radiation": {"dijet"},
+    }
+    expected = [load_scores(scores_path(context, card), card.region) for card in cards]
+    for jets, parts in (
+        (found["shower"].simulation["ttbar_emu"], expected[:2]),
+        (found["shower"].simulation["dijet"], expected[2:3]),
+        (found["radiation"].nominal["dijet"], expected[3:]),
+    ):
+        inside = [part.select(part.abs_eta < 2) for part in parts]
+        np.testing.assert_array_equal(jets.pt_gev, np.concatenate([part.pt_gev for part in inside]))
+        assert set(jets.fold.tolist()) == {0, 1, 2}
+        assert len(np.unique(jets.event)) == len(jets)
+    with pytest.raises(ConfigError, match="'shower' is of a region that is not calibrated") as caught:
+        read_alternatives(context, ("ttbar_emu",))
+    assert caught.value.where == "region dijet"
+    assert str(caught.value.expected) == "one of ttbar_emu"
+
+
+def test_a_bin_that_no_jet_of_an_alternative_passes_has_no_factor() -> None:
+    fold = fold_of(shower=b_jets([0.84, 0.0, 0.6]), radiation=b_jets([0.4, 0.75, 0.6]))
+    rows = generators_json(fold, FitConfig(reference_regions=REFERENCE))["rows"]
+    assert [(row["variation"], row["pt_gev"]) for row in rows] == [
+        ("shower", [20.0, 100.0]),
+        ("radiation", [20.0, 100.0]),
+        ("radiation", [100.0, 250.0]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.stats import chi2
 
 from selfcal.data.scored import ScoredJets
@@ -270,3 +271,20 @@ def test_weights_are_summed_pair_by_pair_and_jet_by_jet() -> None:
     error = np.ones((2, 4))
     error[sums[1, 0] > 0] = (sums[1, 1] ** 0.5)[sums[1, 0] > 0] / sums[1, 0][sums[1, 0] > 0]
     assert counts.other_width == pytest.approx(np.hypot(0.1, np.minimum(error, 1.0)), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_where_whole_steps_overshoot_the_minimum_is_that_of_another_minimiser(seed: int) -> None:
+    """Forty events; the efficiencies against BFGS of scipy."""
+    counts = counted(seed, 40)
+    found, likelihood = fit_pairs(counts, WIDTHS), PairLikelihood(counts, WIDTHS)
+
+    def value_and_slope(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        point = torch.from_numpy(theta)
+        return float(likelihood(point)), torch.func.grad(likelihood)(point).numpy()
+
+    other = minimize(
+        value_and_slope, likelihood.start.numpy(), jac=True, method="BFGS", options={"gtol": 1e-8}
+    )
+    efficiency = likelihood.efficiency(torch.from_numpy(other.x)).numpy()
+    assert found.efficiency == pytest.approx(efficiency, abs=1e-5)
