@@ -18,8 +18,9 @@ from selfcal.config.card import DataCard
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.data.hdf5_reader import read_jets
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import Jets
-from selfcal.data.reading import Wanted, read_dataset
+from selfcal.data.reading import read_dataset
 from selfcal.generate.dataset import GenerateRequest, generate_dataset
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features

@@ -37,9 +37,9 @@ from selfcal.study.closure import fraction_summary
 from selfcal.study.execution import context_of
 from selfcal.study.truth import true_flavours
 from selfcal.tagger.bundle import load_bundle
-from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.scores_stage import score_card, scorer_of
 from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
 from selfcal.transport.derivation import Derivation, write_inputs
 from selfcal.transport.derivation_tasks import run_task
 from selfcal.transport.sample import Sample, build_sample, simulated_fractions

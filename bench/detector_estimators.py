@@ -26,6 +26,13 @@ import torch
 from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import (
+    NOMINAL,
+    PARAMETERS,
+    SmearingParameters,
+    prior_widths,
+    within_ranges,
+)
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.run.atomic import read_json, write_json
@@ -43,7 +50,6 @@ from selfcal.sbi.neural_inference import (
     set_likelihood,
     train_ensemble,
 )
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths, within_ranges
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.set_likelihood import SetLikelihood, fit_sets
 from selfcal.sbi.set_posterior import calibration_summary, picked
@@ -53,7 +59,7 @@ from selfcal.sbi.summaries import count_samples
 from selfcal.study.full_coverage import pull_rows
 from selfcal.study.pseudo_inference import DetectorInference, prepare_inference, refined
 from selfcal.study.pseudo_stage import finished_run
-from selfcal.training.control_regions import control_regions
+from selfcal.transport.control_regions import control_regions
 
 Floats = NDArray[np.float64]
 METHODS = ("binned", "neural")

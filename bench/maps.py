@@ -20,12 +20,11 @@ import torch
 from selfcal.config.calibration import CalibrationConfig, MapConfig
 from selfcal.config.evaluation import FAMILIES
 from selfcal.data.flavours import FLAVOURS
+from selfcal.transport.choice import build_maps, map_config
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, condition_features
 from selfcal.transport.derivation import write_inputs
 from selfcal.transport.derivation_tasks import derive
-from selfcal.transport.family_options import map_config
-from selfcal.transport.maps import build_maps
 from selfcal.transport.sample import Sample
 
 JETS, REPLICAS, WORKERS = 100_000, 20, 2

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.detector_parameters import DetectorParameters
+from selfcal.config.smearing_parameters import NOMINAL, SmearingParameters
 from selfcal.data.jets import Jets
 from selfcal.generate.dataset import GenerateRequest, chunk_plan, chunk_seed
 from selfcal.generate.detector import simulate
-from selfcal.generate.theta import DetectorParameters
 from selfcal.generate.workers import ensure_chunks, load_chunk, minimum_bias_pool
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.inference import per_jet
 from selfcal.sbi.noise import draw_noise
-from selfcal.sbi.parameters import NOMINAL, SmearingParameters
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.summaries import count_samples
 

@@ -32,12 +32,12 @@ from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
 from selfcal.data.folds import event_hash
 from selfcal.data.jets import Jets
+from selfcal.data.samples import for_validation
 from selfcal.tagger.batching import TensorJets, epoch_batches, join
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, common_inputs, compute_features
 from selfcal.training.evaluation import score_tensors
 from selfcal.training.objectives import supervised_loss
-from selfcal.training.samples import for_validation
 from selfcal.training.schedule import learning_rate
 
 SIZE = "medium"

@@ -89,6 +89,74 @@ def test_only_the_closure_check_reads_the_truth_of_pseudo_data(path):
         assert TRUTH_MODULE not in strings
 
 
+MAY_USE = {
+    "errors": set(),
+    "config": {"errors"},
+    "run": {"config", "errors"},
+    "data": {"run", "config", "errors"},
+    "penalty": {"errors"},
+    "generate": {"data", "run", "config", "errors"},
+    "tagger": {"data", "run", "config", "errors"},
+    "transport": {"penalty", "data", "run", "config", "errors"},
+    "sbi": {"generate", "transport", "data", "run", "config", "errors"},
+    "training": {"sbi", "tagger", "transport", "penalty", "data", "run", "config", "errors"},
+    "efficiency": {"tagger", "transport", "data", "run", "config", "errors"},
+    "likelihood": {"tagger", "transport", "data", "run", "config", "errors"},
+    "export": {"likelihood", "efficiency", "tagger", "transport", "data", "run", "config", "errors"},
+    "report": {"sbi", "data", "run", "config", "errors"},
+    "study": {"likelihood", "training", "sbi", "tagger", "transport", "data", "run", "config", "errors"},
+}
+"""The folders in the order in which data flow, and what each may import; ``cli`` may import all of them."""
+
+
+def folder_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_arrows_run_one_way():
+    """Down the table of ARCHITECTURE.md, also where an import stands inside of a function."""
+    wrong = []
+    for path in modules():
+        folder = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        used = {folder_of(name) for name in imported(path) if name.startswith("selfcal.")} - {"__version__"}
+        wrong += [
+            (name_of(path), other)
+            for other in used - {folder} - MAY_USE.get(folder, {*used})
+            if folder != "cli"
+        ]
+    assert wrong == []
+
+
+def test_no_folder_can_reach_itself():
+    """Each may import only what stands before it; what is allowed is used somewhere."""
+    names = list(MAY_USE)
+    for number, (folder, allowed) in enumerate(MAY_USE.items()):
+        assert allowed <= set(names[:number]), folder
+        paths = [p for p in modules() if p.relative_to(PACKAGE).with_suffix("").parts[0] == folder]
+        assert paths, folder
+        assert allowed <= {folder_of(name) for path in paths for name in imported(path)}, folder
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == {
+        *MAY_USE,
+        "cli",
+    } - {"errors"}
+
+
+def test_no_module_can_reach_itself():
+    known = {name_of(path).removesuffix(".py").replace("/", "."): path for path in modules()}
+    arrows = {name: imported(path) & set(known) - {name} for name, path in known.items()}
+    done: set[str] = set()
+
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above, name))
+        if name not in done:
+            for other in sorted(arrows[name]):
+                walk(other, (*above, name))
+            done.add(name)
+
+    for name in sorted(known):
+        walk(name, ())
+
+
 def test_modules_are_named_after_what_they_hold():
     names = {part for path in modules() for part in path.relative_to(PACKAGE).with_suffix("").parts}
     assert not names & TOO_VAGUE

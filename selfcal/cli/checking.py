@@ -11,8 +11,8 @@ from selfcal.config.card import DataCard
 from selfcal.config.document import read_document
 from selfcal.config.loading import find_configuration, joined_problems, load_card
 from selfcal.config.run import DataConfig
-from selfcal.data.files import card_files
 from selfcal.errors import ConfigError
+from selfcal.run.card_files import card_files
 
 
 def validate_cards_or_run(options: Options) -> None:
@@ -36,7 +36,8 @@ def _is_card(path: Path) -> bool:
 
 
 def _validate_cards(paths: list[Path], options: Options) -> None:
-    from selfcal.data.reading import Wanted, reader_of
+    from selfcal.data.jet_reader import Wanted
+    from selfcal.data.reading import reader_of
     from selfcal.data.validation import render_report, validate_dataset
 
     cards: list[tuple[DataCard, Path]] = []

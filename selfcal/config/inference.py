@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive, PositiveInt
-from selfcal.sbi.parameters import SPACES, Model
+from selfcal.config.smearing_parameters import SPACES, Model
 
 
 class NeuralConfig(Configured):

@@ -12,17 +12,17 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from selfcal.config.schema import MODELS, SchemaKind, json_schema
-from selfcal.run.atomic import write_text
 
 TITLES: dict[SchemaKind, str] = {"run": "Run configurations", "card": "Data cards", "study": "Studies"}
 
 
 def write_configuration_reference(folder: Path) -> list[Path]:
     """Write one Markdown page per kind of file."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind in MODELS:
         paths.append(folder / f"{kind}.md")
-        write_text(paths[-1], configuration_page(kind))
+        paths[-1].write_text(configuration_page(kind), encoding="utf-8")
     return paths
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from selfcal.config.base import Configured, Positive, Probability
 from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.closure import ClosureConfig
+from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.config.efficiency_map import EfficiencyMapConfig
 from selfcal.config.evaluation import EvaluationConfig
 from selfcal.config.fit import ExportConfig, FitConfig
@@ -17,7 +18,6 @@ from selfcal.config.neural_profile import NeuralProfileConfig
 from selfcal.config.report import ReportConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
-from selfcal.generate.theta import DetectorParameters
 
 
 class World(Configured):

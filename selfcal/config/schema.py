@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,6 @@ import selfcal
 from selfcal.config.card import DataCard
 from selfcal.config.run import RunConfig
 from selfcal.config.study import StudyConfig
-from selfcal.run.atomic import write_json
 
 SchemaKind = Literal["run", "card", "study"]
 
@@ -32,7 +32,7 @@ def write_schemas(folder: Path) -> list[Path]:
     """Write ``<kind>.json`` for every kind of file: what the first line of the shipped files refers to."""
     paths = [folder / f"{kind}.json" for kind in MODELS]
     for path, kind in zip(paths, MODELS, strict=True):
-        write_json(path, json_schema(kind))
+        path.write_text(json.dumps(json_schema(kind), indent=1) + "\n", encoding="utf-8")
     return paths
 
 

@@ -23,8 +23,8 @@ from selfcal.data.hdf5 import (
     UNKNOWN_VERTEX,
 )
 from selfcal.data.hdf5_file import open_native, refuse_links, require_dataset, require_numbers
+from selfcal.data.jet_reader import Contents, Wanted
 from selfcal.data.jets import TRACK_FIELDS, Jets, wrapped_angle
-from selfcal.data.reading import Contents, Wanted
 from selfcal.data.score_values import log_scores
 from selfcal.data.selection import selected
 from selfcal.data.units import UnitScales, track_factor

@@ -16,8 +16,9 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.guards import DatasetGuard, Finding
+from selfcal.data.jet_reader import CHUNK_JETS, Contents, Wanted
 from selfcal.data.jets import Jets
-from selfcal.data.reading import CHUNK_JETS, Contents, Wanted, format_of, read_dataset, reader_of
+from selfcal.data.reading import format_of, read_dataset, reader_of
 from selfcal.errors import DataError
 from selfcal.run.stages import file_sha256
 

@@ -21,8 +21,8 @@ from selfcal.data.cms_scores import probabilities, score_scheme, taggers_in
 from selfcal.data.field_names import missing_fields
 from selfcal.data.finite import whole_numbers
 from selfcal.data.flavours import LIGHT, TAU, B, C
+from selfcal.data.jet_reader import Contents, Wanted
 from selfcal.data.jets import Jets
-from selfcal.data.reading import Contents, Wanted
 from selfcal.data.root_files import EventBlock, EventTable, events_if_any, open_events
 from selfcal.data.root_jets import JetColumns, bare_jets, chosen_jets, resolve_columns
 from selfcal.data.score_values import log_scores

@@ -25,9 +25,9 @@ from selfcal.data.jet_axis import (
     signed_d0_significance,
     signed_z0_significance,
 )
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import TRACK_FIELDS, Jets
 from selfcal.data.nanoaod_reader import DEFAULT_COLLECTION, NanoAodReader
-from selfcal.data.reading import Wanted
 from selfcal.data.root_files import EventBlock, flat_int, lengths
 from selfcal.data.root_jets import JetColumns, packed_tracks, tracks_of_links
 from selfcal.data.units import UnitScales, track_factor

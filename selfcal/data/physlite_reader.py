@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,10 @@ from selfcal.data.field_names import missing_fields
 from selfcal.data.finite import whole_numbers
 from selfcal.data.flavours import FLAVOURS, SCORE_SUFFIXES, flavour_from_cone_label
 from selfcal.data.jet_axis import require_conventions
+from selfcal.data.jet_reader import Contents, Wanted
 from selfcal.data.jets import Jets
+from selfcal.data.physlite_layout import Layout
 from selfcal.data.physlite_tracks import TRACK_CONTAINER, ghost_tracks
-from selfcal.data.reading import Contents, Wanted
 from selfcal.data.root_files import (
     EventBlock,
     EventTable,
@@ -43,44 +43,6 @@ LABELS = ("HadronConeExclTruthLabelID", "HadronConeExclExtendedTruthLabelID")
 _SIMULATION_BIT = 1
 """Bit 0 of ``eventTypeBitmask``: IS_SIMULATION."""
 _ABSENT_SCORE = -1.0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a file spells its columns: ``<container>AuxDyn<separator><field>``."""
-
-    table: EventTable
-    collection: str
-    separator: str
-
-    def column(self, container: str, field: str) -> str | None:
-        """The column of a container's field; static ones stand in ``<container>Aux``."""
-        names = (f"{container}AuxDyn{self.separator}{field}", f"{container}Aux{self.separator}{field}")
-        return next((name for name in names if name in self.table), None)
-
-    def fields(self, container: str) -> tuple[str, ...]:
-        """All fields of a container; parts of a field (``btaggingLink.m_persKey``) are left out."""
-        prefixes = (f"{container}AuxDyn{self.separator}", f"{container}Aux{self.separator}")
-        names = self.table.columns
-        found = [name[len(prefix) :] for prefix in prefixes for name in names if name.startswith(prefix)]
-        return tuple(dict.fromkeys(name for name in found if name and "." not in name and ":" not in name))
-
-    def containers(self, field: str) -> tuple[str, ...]:
-        """Containers that have ``field``."""
-        ending = f"AuxDyn{self.separator}{field}"
-        return tuple(name[: -len(ending)] for name in self.table.columns if name.endswith(ending))
-
-    def find(self, field: str) -> str | None:
-        """The column of a field of the jets, or else of the event."""
-        return self.column(self.collection, field) or self.column("EventInfo", field)
-
-    def links(self, block: EventBlock, column: str) -> tuple[Any, Any]:
-        """(key, index) of element links, jagged as the column is; a key of 0 is a link to nothing."""
-        parts = tuple(f"{column}.{part}" for part in ("m_persKey", "m_persIndex"))
-        if self.table.kind == "TTree" and all(part in self.table for part in parts):
-            return block.read(parts[0]), block.read(parts[1])  # split into branches of their own
-        array = block.read(column)
-        return array["m_persKey"], array["m_persIndex"]
 
 
 class PhysliteReader:

@@ -8,7 +8,7 @@ PHYSLITE keeps few tracks: links to those that were thinned away have the key 0,
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import awkward as ak
 import numpy as np
@@ -26,13 +26,11 @@ from selfcal.data.jet_axis import (
     z0_sin_theta_sigma,
 )
 from selfcal.data.jets import TRACK_FIELDS
+from selfcal.data.physlite_layout import Layout
 from selfcal.data.root_files import EventBlock, flat_float, flat_int, lengths
 from selfcal.data.root_jets import packed_tracks, tracks_of_links
 from selfcal.data.units import UnitScales, track_factor
 from selfcal.errors import DataError
-
-if TYPE_CHECKING:
-    from selfcal.data.physlite_reader import Layout
 
 TRACK_CONTAINER = "InDetTrackParticles"
 INDET_KEY = 490246363

@@ -11,7 +11,8 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.guards import DatasetGuard, Finding, overlap_problems
-from selfcal.data.reading import CHUNK_JETS, Wanted, reader_of
+from selfcal.data.jet_reader import CHUNK_JETS, Wanted
+from selfcal.data.reading import reader_of
 from selfcal.data.units import units_of
 from selfcal.errors import DataError
 from selfcal.run.atomic import write_json

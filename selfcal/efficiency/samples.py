@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from selfcal.config.card import DataCard
 from selfcal.data.folds import Fold
 from selfcal.data.reading import read_dataset
+from selfcal.data.samples import in_use, wanted_of
 from selfcal.data.score_files import NOMINAL, load_scores, scores_path
 from selfcal.efficiency.event_jets import EventJets, joined, sorted_by_event
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
 from selfcal.tagger.discriminants import discriminant_b
-from selfcal.training.samples import in_use, wanted_of
 from selfcal.transport.calibration import Calibration, load_calibration
 
 

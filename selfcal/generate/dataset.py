@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.jets import Jets
 from selfcal.errors import ConfigError
@@ -18,7 +19,6 @@ from selfcal.generate.detector import simulate
 from selfcal.generate.pileup import MinimumBiasPool
 from selfcal.generate.processes import ordered_settings, process_named
 from selfcal.generate.records import offsets_from_counts
-from selfcal.generate.theta import DetectorParameters
 from selfcal.generate.workers import CHUNK_JETS, ChunkTask, ensure_chunks, load_chunk, minimum_bias_pool
 
 _MARGIN = 1.03

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.data.flavours import flavour_from_cone_label
 from selfcal.data.jets import TRACK_FIELDS, Jets, wrapped_angle
 from selfcal.generate import resolution
@@ -14,7 +15,6 @@ from selfcal.generate.candidates import join, random_stream
 from selfcal.generate.pileup import MinimumBiasPool, overlay
 from selfcal.generate.records import TruthJets, offsets_from_counts
 from selfcal.generate.secondary import charged_candidates, material_products
-from selfcal.generate.theta import DetectorParameters
 from selfcal.generate.tracker import Measured, fakes, reconstruct
 
 RECONSTRUCTED_PT_MIN_GEV = 20.0

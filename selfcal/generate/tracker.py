@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.data.jets import ORIGINS, TRACK_FIELDS
 from selfcal.generate import resolution
 from selfcal.generate.candidates import Candidates, nearest_neighbour, random_stream
-from selfcal.generate.theta import DetectorParameters
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

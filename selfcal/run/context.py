@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import RunConfig
-from selfcal.data.files import card_files
+from selfcal.run.card_files import card_files
 from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import Reporter, SilentReporter, Tracker
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from selfcal.config.smearing_parameters import SmearingParameters
 from selfcal.data.jets import Jets
+from selfcal.data.samples import Correction, Replacement
 from selfcal.run.context import RunContext
 from selfcal.sbi.donors import Donors
-from selfcal.sbi.parameters import SmearingParameters
 from selfcal.sbi.posterior import load_posterior, read_posterior
 from selfcal.sbi.resimulation import resimulated
 from selfcal.sbi.smearing import smear
-from selfcal.training.samples import Correction, Replacement
 
 
 def load_correction(context: RunContext) -> tuple[Correction | None, tuple[Correction, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import PARAMETERS, SPACES
 from selfcal.run.context import RunContext
 from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 from selfcal.sbi.diagnostics import predictive_check
@@ -25,7 +26,6 @@ from selfcal.sbi.neural_inference import (
     moves_of_networks,
     with_error,
 )
-from selfcal.sbi.parameters import PARAMETERS, SPACES
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.resimulation import ResimulatedRates
 from selfcal.sbi.set_posterior import compare_with_sets

@@ -32,9 +32,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import least_squares
 from scipy.stats import chi2
 
+from selfcal.config.smearing_parameters import PRIORS
 from selfcal.data.root_files import read_histograms
 from selfcal.errors import DataError, FitError
-from selfcal.sbi.parameters import PRIORS
 from selfcal.sbi.smearing import (
     FAR_TAIL_FACTOR,
     FAR_TAIL_FRACTION,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import SMEARING, ParameterSpace, SmearingParameters
 from selfcal.data.jets import Jets
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.sbi.binned_likelihood import (
@@ -24,7 +25,6 @@ from selfcal.sbi.binned_likelihood import (
 from selfcal.sbi.donors import Donors, collect_donors
 from selfcal.sbi.emulator import QuadraticEmulator, fit_emulator, gaussian_design, n_terms
 from selfcal.sbi.noise import draw_noise
-from selfcal.sbi.parameters import SMEARING, ParameterSpace, SmearingParameters
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.summaries import Counts, count_samples

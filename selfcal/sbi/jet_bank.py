@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
 from selfcal.data.folds import event_hash
 from selfcal.data.jets import Jets
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.jet_scores import JetRows, joined
 from selfcal.sbi.jet_summaries import summarise
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
 from selfcal.sbi.smearing import smear_each
 from selfcal.sbi.summaries import tracks_of_jets
 

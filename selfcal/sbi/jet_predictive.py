@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.data.jets import Jets
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_bank import multiplicity_width, sample_rows
 from selfcal.sbi.jet_scores import JetRows
 from selfcal.sbi.jet_summaries import SUMMARIES
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear
 
 Floats = NDArray[np.float64]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SMEARING, SmearingParameters, prior_widths
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.sbi.binned_likelihood import central_jacobian
@@ -22,7 +23,6 @@ from selfcal.sbi.jet_bank import jet_rows, multiplicity_width, sample_rows, simu
 from selfcal.sbi.jet_predictive import mixture_weights, shares_of, split_numbers
 from selfcal.sbi.jet_scores import JetRows, JetScores, empty_scores, joined, train_scores
 from selfcal.sbi.noise import draw_noise
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SMEARING, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.set_likelihood import (
     SetFit,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import SMEARING, SPACES, ParameterSpace, SmearingParameters
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, read_json, write_arrays, write_json
 from selfcal.sbi.donors import Donors
-from selfcal.sbi.parameters import SMEARING, SPACES, ParameterSpace, SmearingParameters
 
 Floats = NDArray[np.float64]
 POSTERIOR_NAME, SAMPLES_NAME, DONORS_NAME = (

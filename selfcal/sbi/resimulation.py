@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
+from selfcal.config.detector_parameters import DetectorParameters
+from selfcal.config.smearing_parameters import GENERATOR
 from selfcal.data.folds import Fold, event_hash, fold_of_events
 from selfcal.data.jets import Jets
+from selfcal.data.samples import within_range
 from selfcal.errors import ConfigError
 from selfcal.generate.dataset import GenerateRequest, chunk_plan, chunk_seed, simulated_dataset
 from selfcal.generate.detector import simulate
 from selfcal.generate.pileup import MinimumBiasPool
 from selfcal.generate.records import TruthJets
 from selfcal.generate.stage import collision_cache, generate_request
-from selfcal.generate.theta import DetectorParameters
 from selfcal.generate.workers import ensure_chunks, load_chunk, minimum_bias_pool
 from selfcal.run.context import RunContext
 from selfcal.sbi.inference import stacked_rates
-from selfcal.sbi.parameters import GENERATOR
-from selfcal.training.control_regions import cards_of
-from selfcal.training.samples import within_range
+from selfcal.transport.control_regions import cards_of
 
 Floats = NDArray[np.float64]
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
 from selfcal.data.jets import Jets
 from selfcal.sbi.diagnostics import calibration, expected_coverage, ranks
 from selfcal.sbi.donors import Donors
@@ -27,7 +28,6 @@ from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_bank import jet_rows
 from selfcal.sbi.jet_predictive import detector_in, shares_of
 from selfcal.sbi.jet_scores import JetRows, joined
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, prior_widths, within_ranges
 from selfcal.sbi.smearing import smear_each
 
 Floats = NDArray[np.float64]

@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.data.jets import ORIGINS, Jets
 from selfcal.errors import DataError
 from selfcal.sbi.donors import ABS_ETA_EDGES, PT_GEV_EDGES, SIGNIFICANCE_MIN, Donors
 from selfcal.sbi.noise import Noise, draw_noise, hashed_uniform, poisson_quantile
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.sbi.track_columns import (
     FAKE,
     INNERMOST_HITS,

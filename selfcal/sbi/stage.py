@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold, event_hash
 from selfcal.data.jets import Jets
+from selfcal.data.samples import jets_in_fold
 from selfcal.run.context import RunContext
 from selfcal.sbi.estimation import estimate
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.posterior import Posterior, save_posterior
-from selfcal.training.control_regions import cards_of, composition_prior, control_regions
-from selfcal.training.samples import jets_in_fold
+from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
 
 MISFIT_MIN = 0.05
 """Below this posterior predictive p-value the covariance is inflated by χ²/ndf."""

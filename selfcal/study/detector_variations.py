@@ -9,21 +9,21 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import NOMINAL, SmearingParameters, prior_widths
 from selfcal.data.folds import Fold
+from selfcal.data.samples import jets_in_fold, training_fold
 from selfcal.data.score_files import within_abs_eta
 from selfcal.likelihood.build import MeasureFold
 from selfcal.likelihood.templates import count_by_flavour
 from selfcal.run.context import RunContext
 from selfcal.sbi.donors import Donors, collect_donors
 from selfcal.sbi.noise import draw_noise
-from selfcal.sbi.parameters import NOMINAL, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import load_posterior
 from selfcal.sbi.smearing import smear
 from selfcal.tagger.bundle import load_bundle
-from selfcal.training.control_regions import cards_of
-from selfcal.training.samples import jets_in_fold, training_fold
 from selfcal.training.scores_stage import scored, scorer_of
 from selfcal.transport.calibration import Calibration
+from selfcal.transport.control_regions import cards_of
 
 Floats = NDArray[np.float64]
 

@@ -44,13 +44,13 @@ from selfcal.study.evaluation_summary import summarise
 from selfcal.study.reference_maps import Transported, apply_reference, learn_reference
 from selfcal.study.truth import best_truth, has_truth, true_jets
 from selfcal.training.calibrate_stage import prepare_derivation
-from selfcal.training.control_regions import cards_of
 from selfcal.transport.calibration import Calibration, load_calibration
+from selfcal.transport.choice import family_of
 from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.control_regions import cards_of
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import derive
 from selfcal.transport.families import derive_families
-from selfcal.transport.family_options import family_of
 from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.optimality import displacement_table
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import SmearingParameters
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.jets import Jets
+from selfcal.data.samples import read_card
 from selfcal.data.score_files import control_scores
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
@@ -23,14 +25,12 @@ from selfcal.likelihood.templates import Binning, count_by_flavour
 from selfcal.run.context import RunContext
 from selfcal.sbi.donors import Donors
 from selfcal.sbi.noise import draw_noise
-from selfcal.sbi.parameters import SmearingParameters
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import thinned
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.tagger.discriminants import discriminant_b
-from selfcal.training.control_regions import cards_of
-from selfcal.training.samples import read_card
 from selfcal.training.scoring import score_jets
+from selfcal.transport.control_regions import cards_of
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import NOMINAL, SmearingParameters
 from selfcal.data.flavours import FLAVOURS
 from selfcal.sbi.emulator import DESIGN_REACH
-from selfcal.sbi.parameters import NOMINAL, SmearingParameters
 from selfcal.study.population import RegionPopulation
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.composition import CompositionPrior

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.config.study import PseudoExperimentsConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
@@ -31,7 +32,6 @@ from selfcal.likelihood.templates import Binning, Templates, count_by_flavour
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.run.context import RunContext
 from selfcal.sbi.donors import collect_donors
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.stage import region_tracks, thinned
 from selfcal.study.joint_deviation import joint_deviation
@@ -40,8 +40,8 @@ from selfcal.study.pseudo_data import World, draw_world
 from selfcal.study.pseudo_inference import DetectorInference, prepare_inference
 from selfcal.study.warm_calibration import WarmStart, read_warm_start, refit
 from selfcal.tagger.bundle import TaggerBundle, load_bundle
-from selfcal.training.control_regions import composition_prior, control_regions
 from selfcal.transport.calibration import Calibration
+from selfcal.transport.control_regions import composition_prior, control_regions
 
 Floats = NDArray[np.float64]
 DRAWN_GROUPS = ("pt_shape", "extrapolation")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.sbi.binned_likelihood import BinnedLikelihood, Observation, fit_laplace
@@ -34,7 +35,6 @@ from selfcal.sbi.inference import (
     build,
     evaluate_detectors,
 )
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import inflated

@@ -12,11 +12,11 @@ from selfcal.config.card import DataCard
 from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.reading import read_dataset
+from selfcal.data.samples import in_use, wanted_of
 from selfcal.data.score_files import NOMINAL, join_datasets, load_scores, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
-from selfcal.training.samples import in_use, wanted_of
 
 
 def has_truth(context: RunContext, card: DataCard) -> bool:

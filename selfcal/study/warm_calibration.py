@@ -22,10 +22,10 @@ from selfcal.errors import ConfigError, DataError
 from selfcal.likelihood.shifts import relative_shift
 from selfcal.likelihood.templates import read_templates
 from selfcal.run.context import RunContext
-from selfcal.training.control_regions import composition_prior
 from selfcal.transport.base_density import BaseDensities, fit_base_densities
 from selfcal.transport.calibration import Calibration, load_calibration
 from selfcal.transport.composition import CompositionPrior, fit_composition
+from selfcal.transport.control_regions import composition_prior
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import fit_maps
 from selfcal.transport.extrapolation import with_extrapolated

@@ -21,19 +21,19 @@ import torch
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
+from selfcal.data.samples import Correction, jets_in_fold
 from selfcal.data.score_files import control_scores, scores_of
 from selfcal.data.scored import concatenate
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
 from selfcal.sbi.correction import load_correction
 from selfcal.tagger.bundle import TaggerBundle, load_bundle, save_bundle
-from selfcal.training.control_regions import cards_of, composition_prior, control_regions
 from selfcal.training.joint_stage import run_joint_training
 from selfcal.training.roc_comparison import compare_rejections
-from selfcal.training.samples import Correction, jets_in_fold
 from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, scorer_of
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
 from selfcal.transport.derivation import write_inputs
 from selfcal.transport.derivation_tasks import derive, number_of_tasks
 from selfcal.transport.optimality import displacement_table

@@ -10,6 +10,7 @@ import torch
 
 from selfcal.data.folds import Fold
 from selfcal.data.jets import Jets
+from selfcal.data.samples import Correction, for_validation, jets_in_fold
 from selfcal.data.score_files import join_datasets
 from selfcal.data.scored import ScoredJets, concatenate
 from selfcal.run.atomic import write_json
@@ -17,13 +18,12 @@ from selfcal.run.context import RunContext
 from selfcal.run.metrics import append_metrics, drop_metrics
 from selfcal.tagger.batching import TensorJets, join
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.control_regions import cards_of, composition_prior
 from selfcal.training.joint import JointInputs, JointSample, train_jointly
-from selfcal.training.samples import Correction, for_validation, jets_in_fold
 from selfcal.training.scores_stage import scored, scorer_of
 from selfcal.training.varied_detector import random_detector, varied_tensors
 from selfcal.transport.composition import fit_composition
 from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.control_regions import cards_of, composition_prior
 from selfcal.transport.sample import build_sample, simulated_fractions
 
 

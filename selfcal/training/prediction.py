@@ -20,8 +20,9 @@ from selfcal.config.card import DataCard
 from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import SCORE_SUFFIXES
 from selfcal.data.hdf5_file import new_hdf5, open_native, refuse_links, require_dataset
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import Jets
-from selfcal.data.reading import Wanted, read_dataset
+from selfcal.data.reading import read_dataset
 from selfcal.data.units import UnitScales
 from selfcal.errors import DataError
 from selfcal.tagger.bundle import TaggerBundle

@@ -13,13 +13,13 @@ from selfcal.config.calibration import Separator
 from selfcal.config.card import DataCard
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.jets import Jets
+from selfcal.data.samples import Correction, read_card
 from selfcal.data.score_files import DETECTOR, NOMINAL, save_scores, scores_path
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.evaluation import JetScores
-from selfcal.training.samples import Correction, read_card
 from selfcal.training.scoring import regressed_pt_gev, score_jets
 from selfcal.training.separators import separator_columns
 

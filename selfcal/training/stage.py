@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold, event_hash
 from selfcal.data.jets import Jets
+from selfcal.data.samples import for_validation, jets_in_fold, training_fold
 from selfcal.errors import ConfigError, DataError
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
@@ -24,7 +25,6 @@ from selfcal.training.evaluation import add_bootstrap_errors, rejections, summar
 from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
 from selfcal.training.processes import current_processes
 from selfcal.training.response import measure_response
-from selfcal.training.samples import for_validation, jets_in_fold, training_fold
 from selfcal.training.scoring import regressed_pt_gev, score_jets
 from selfcal.training.speed import measure_speed
 

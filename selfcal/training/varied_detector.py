@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.config.smearing_parameters import NOMINAL, SmearingParameters, prior_widths
 from selfcal.data.jets import Jets
 from selfcal.run.context import RunContext
 from selfcal.sbi.donors import Donors, collect_donors
-from selfcal.sbi.parameters import NOMINAL, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import load_posterior
 from selfcal.sbi.smearing import smear
 from selfcal.tagger.batching import TensorJets, join

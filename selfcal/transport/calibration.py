@@ -19,12 +19,12 @@ from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.run.sealed import read_sealed, write_sealed
 from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.choice import build_maps, map_config
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import CONDITIONS, ScoreFrame, condition_features
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.extrapolation import with_extrapolated
-from selfcal.transport.family_options import map_config
-from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.maps import FlavourMaps
 
 ARRAYS_NAME, DESCRIPTION_NAME = "map.safetensors", "map.json"
 FORMAT_VERSION = 2

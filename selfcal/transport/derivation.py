@@ -20,19 +20,19 @@ from selfcal.config.evaluation import Family
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.base_density import BaseDensities
+from selfcal.transport.choice import build_maps, map_config
 from selfcal.transport.composition import (
     CompositionFit,
     CompositionPrior,
 )
 from selfcal.transport.conditions import CONDITIONS
-from selfcal.transport.family_options import map_config
 from selfcal.transport.identifiability import (
     Identifiability,
     identifiability,
     mixture_scores,
     prior_widths,
 )
-from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.mixture import KinematicFractions, MixtureFit
 from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import RegionDependence

@@ -41,10 +41,10 @@ from selfcal.run.atomic import write_arrays
 from selfcal.run.workers import worker_pool
 from selfcal.transport.averaged_descent import DistanceSchedule
 from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_by_distance, fit_composition
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.derivation import Derivation, tensors
-from selfcal.transport.maps import build_maps
 from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
 from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import region_dependence, region_statistics

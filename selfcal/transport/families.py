@@ -10,9 +10,9 @@ from pathlib import Path
 from selfcal.config.calibration import MapConfig
 from selfcal.config.evaluation import Family
 from selfcal.run.atomic import write_text
+from selfcal.transport.choice import map_config
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import missing_tasks, run_tasks
-from selfcal.transport.family_options import map_config
 
 
 def with_map(source: Derivation, scratch: Path, config: MapConfig) -> Path:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import ConfigError
 
@@ -143,20 +142,3 @@ class FlavourMaps(nn.Module):
     def stiffness(self) -> Float[Tensor, ""]:
         """Sum of the stiffness of all flavours."""
         return torch.stack([self.of(index).stiffness() for index in range(len(FLAVOURS))]).sum()
-
-
-def build_maps(config: MapConfig, coordinates: int, conditions: int) -> FlavourMaps:
-    """The maps that a configuration asks for, as identities."""
-    from selfcal.transport.brenier_map import BrenierMap
-    from selfcal.transport.flow_map import FlowMap
-    from selfcal.transport.residual_map import ResidualMap
-    from selfcal.transport.switch_map import SwitchMap
-
-    families: dict[str, Callable[[], CalibrationMap]] = {
-        "identity": IdentityMap,
-        "residual": lambda: ResidualMap(coordinates, conditions, config),
-        "brenier": lambda: BrenierMap(coordinates, conditions, config),
-        "flow": lambda: FlowMap(coordinates, conditions, config),
-        "switch": lambda: SwitchMap(coordinates, conditions, config),
-    }
-    return FlavourMaps(families[config.family])

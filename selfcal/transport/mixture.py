@@ -13,10 +13,11 @@ from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
 from selfcal.transport.base_density import BaseDensities
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import Composition, CompositionPrior, prior_cost
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.kinematics import fit_logistic, log_probability
-from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.sample import Sample
 

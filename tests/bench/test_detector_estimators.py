@@ -7,9 +7,9 @@ import pytest
 
 from bench.detector_estimators import METHODS, prepare, run_experiment, table, text, with_drawn_weights
 from selfcal.config.inference import InferenceConfig, NeuralConfig
+from selfcal.config.smearing_parameters import PARAMETERS
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_scores import JetRows
-from selfcal.sbi.parameters import PARAMETERS
 from tests.conftest import make_synthetic_jets
 
 

@@ -17,8 +17,9 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.guards import DatasetGuard, jet_keys, overlap_problems
 from selfcal.data.hdf5 import write_jets
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import Jets
-from selfcal.data.reading import Wanted, read_dataset
+from selfcal.data.reading import read_dataset
 from selfcal.data.validation import render_report, validate_dataset
 from selfcal.errors import DataError
 

@@ -11,7 +11,8 @@ import uproot
 
 from selfcal.config.card import DataCard
 from selfcal.data.folds import event_hash
-from selfcal.data.reading import Wanted, read_dataset, reader_of
+from selfcal.data.jet_reader import Wanted
+from selfcal.data.reading import read_dataset, reader_of
 from selfcal.errors import DataError
 
 TT = "coffea_nano_tt_v12.root"

@@ -10,8 +10,9 @@ import pytest
 import uproot
 
 from selfcal.config.card import DataCard
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.pfnano_reader import PfNanoReader
-from selfcal.data.reading import Wanted, read_dataset, reader_of
+from selfcal.data.reading import read_dataset, reader_of
 from selfcal.errors import DataError
 
 PFNANO = "coffea_pfnano.root"

@@ -10,9 +10,10 @@ import pytest
 import uproot
 
 from selfcal.config.card import DataCard
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.physlite_reader import PhysliteReader
 from selfcal.data.physlite_tracks import INDET_KEY
-from selfcal.data.reading import Wanted, read_dataset, reader_of
+from selfcal.data.reading import read_dataset, reader_of
 from selfcal.errors import DataError
 
 BTAG_KEY = 582299515

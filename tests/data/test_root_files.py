@@ -10,7 +10,8 @@ import pytest
 import uproot
 
 from selfcal.config.card import DataCard
-from selfcal.data.reading import Wanted, count_jets, format_of, read_dataset, reader_of
+from selfcal.data.jet_reader import Wanted
+from selfcal.data.reading import count_jets, format_of, read_dataset, reader_of
 from selfcal.data.root_files import EventBlock, events_if_any, open_events
 from selfcal.errors import DataError
 

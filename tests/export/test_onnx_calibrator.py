@@ -15,9 +15,10 @@ from selfcal.errors import ConfigError
 from selfcal.export.onnx_calibrator import as_arithmetic, rational_quadratic_spline, write_calibrator
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import Calibration
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import ScoreFrame
-from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.maps import FlavourMaps
 
 LIBRARIES = ["zuko", "nflows"]
 

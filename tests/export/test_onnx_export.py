@@ -14,9 +14,10 @@ from selfcal.tagger.bundle import TaggerBundle, build_tagger, save_bundle
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import Calibration, save_calibration
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.conditions import ScoreFrame
-from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.maps import FlavourMaps
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")

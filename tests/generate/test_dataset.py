@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
+from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.data.closure_truth import read_closure_truth
 from selfcal.data.hdf5_reader import read_jets
 from selfcal.errors import ConfigError
 from selfcal.generate import dataset as dataset_module
 from selfcal.generate.dataset import GenerateRequest, chunk_plan, generate_dataset, generate_datasets
 from selfcal.generate.pileup import MinimumBiasPool
-from selfcal.generate.theta import DetectorParameters
 from selfcal.generate.workers import load_chunk
 
 REQUEST = GenerateRequest("small", "w_charm", 60, 5)

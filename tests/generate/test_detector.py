@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from selfcal.config.detector_parameters import PRIORS, DetectorParameters
 from selfcal.data.jets import ORIGINS, TRACK_FIELDS, Jets
 from selfcal.generate import resolution
 from selfcal.generate.candidates import Candidates, nearest_neighbour, random_stream
@@ -13,7 +14,6 @@ from selfcal.generate.detector import simulate
 from selfcal.generate.pileup import MinimumBiasPool
 from selfcal.generate.records import TruthJets
 from selfcal.generate.secondary import LAYER_RADII_MM, charged_candidates, material_products
-from selfcal.generate.theta import PRIORS, DetectorParameters
 from selfcal.generate.tracker import BENDING_RADIUS_MM_PER_GEV, Measured, perigee, reconstruct
 
 FLAT = DetectorParameters(tail_fraction_scale=0.0)

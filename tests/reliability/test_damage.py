@@ -16,7 +16,7 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.hdf5_reader import read_jets
-from selfcal.data.reading import Wanted
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.validation import validate_dataset
 from selfcal.errors import DataError, SelfcalError
 from selfcal.run.atomic import read_arrays, write_arrays

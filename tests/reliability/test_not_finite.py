@@ -15,8 +15,9 @@ import pytest
 from selfcal.config.card import DataCard
 from selfcal.config.fit import ExportConfig
 from selfcal.data.hdf5 import write_jets
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import TRACK_FIELDS
-from selfcal.data.reading import Wanted, read_dataset
+from selfcal.data.reading import read_dataset
 from selfcal.errors import DataError, SelfcalError
 from selfcal.export.correctionlib_export import correction_set
 from selfcal.export.rows import ScaleFactorRows

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.data.jets import Jets
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.generator_check import ERROR_MAX, Comparison, Sample, check_generator, fit_spectrum
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_quantities import BINS, EDGES, QUANTITIES, quantity_bins
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import Posterior
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.track_columns import track_columns, track_pt_gev

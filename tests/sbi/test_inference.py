@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.chain_check import chain_available, compare_with_chain, log_density_of
 from selfcal.sbi.diagnostics import predictive_check
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.inference import RegionTracks, design_sizes, infer_smearing
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear
 
 TRUTH = SmearingParameters(

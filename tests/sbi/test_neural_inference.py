@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from selfcal.config.inference import InferenceConfig, NeuralConfig
+from selfcal.config.smearing_parameters import PARAMETERS, SmearingParameters
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.inference import RegionTracks
 from selfcal.sbi.jet_bank import multiplicity_width, simulated_rows
@@ -25,7 +26,6 @@ from selfcal.sbi.neural_inference import (
     train_ensemble,
     with_error,
 )
-from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
 from selfcal.sbi.set_posterior import compare_with_sets
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import inflated

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from selfcal.config.inference import InferenceConfig
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, PRIORS, SmearingParameters, prior_widths
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays
 from selfcal.sbi.donors import collect_donors
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, PRIORS, SmearingParameters, prior_widths
 from selfcal.sbi.posterior import POSTERIOR_NAME, SAMPLES_NAME, Posterior, load_posterior, save_posterior
 from selfcal.sbi.smearing import smear
 

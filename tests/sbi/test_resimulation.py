@@ -8,24 +8,24 @@ from functools import partial
 import numpy as np
 import pytest
 
+from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.config.loading import load_run
+from selfcal.config.smearing_parameters import GENERATOR, NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
+from selfcal.data.samples import Replacement, jets_in_fold, read_card
 from selfcal.errors import ConfigError
 from selfcal.generate.stage import run_generate
-from selfcal.generate.theta import DetectorParameters
 from selfcal.run.atomic import read_json
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.sbi.correction import load_correction
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.inference import RegionTracks, SmearedRates
-from selfcal.sbi.parameters import GENERATOR, NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.sbi.posterior import Posterior, load_posterior, read_posterior, save_posterior
 from selfcal.sbi.resimulation import ResimulatedRates, detector_of, resimulated
 from selfcal.sbi.stage import run_infer
 from selfcal.sbi.summaries import HISTOGRAMS, N_BINS
-from selfcal.training.samples import Replacement, jets_in_fold, read_card
 
 TRUTH = {"d0_core_scale": 1.15, "tail_fraction_scale": 1.6, "pileup_mu": 50.0, "fake_rate_scale": 1.5}
 CONFIG = """

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.data.jets import ORIGINS
 from selfcal.errors import DataError
 from selfcal.sbi.donors import (
@@ -18,7 +19,6 @@ from selfcal.sbi.donors import (
     collect_donors,
 )
 from selfcal.sbi.noise import draw_noise, hashed_uniform, poisson_quantile
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, SmearingParameters, prior_widths
 from selfcal.sbi.smearing import smear, smear_each
 from selfcal.sbi.track_columns import LOW_PT_GEV, column, track_columns, track_pt_gev
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from selfcal.config.loading import load_run
+from selfcal.config.smearing_parameters import PARAMETERS, SmearingParameters
 from selfcal.data.folds import Fold
 from selfcal.data.hdf5 import write_jets
+from selfcal.data.samples import read_card
 from selfcal.data.score_files import NOMINAL, detector_variants, load_scores, scores_path
 from selfcal.errors import ConfigError
 from selfcal.run.atomic import read_arrays, read_json
@@ -18,12 +20,10 @@ from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import SilentReporter
 from selfcal.sbi.correction import load_correction
 from selfcal.sbi.donors import collect_donors
-from selfcal.sbi.parameters import PARAMETERS, SmearingParameters
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import run_infer, thinned
 from selfcal.study.pipeline import pipeline, stages_for_verb
 from selfcal.training.evaluation import JetScores
-from selfcal.training.samples import read_card
 from selfcal.training.scores_stage import score_datasets
 
 SHIFTED = SmearingParameters(d0_core_scale_low=1.25, d0_core_scale_high=1.25, pileup_scale=1.5)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, prior_widths
 from selfcal.data.folds import Fold
 from selfcal.errors import DataError
 from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.emulator import gaussian_design
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS, prior_widths
 from selfcal.study.population import RegionPopulation
 from selfcal.study.pseudo_data import draw_world
 from selfcal.study.pseudo_inference import exact_at, local_emulator, multiplicities

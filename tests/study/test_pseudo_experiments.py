@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from selfcal.config.loading import load_run, resolved_yaml
+from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS
 from selfcal.config.study import PseudoExperimentsConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.hdf5 import write_jets
@@ -16,7 +17,6 @@ from selfcal.run.atomic import read_json, write_text
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.run.stages import run_stages
-from selfcal.sbi.parameters import NOMINAL, PARAMETERS
 from selfcal.study.pipeline import pipeline
 from selfcal.study.pseudo_experiments import prepare, run_experiment
 from selfcal.study.pseudo_stage import finished_run, run_pseudo_experiments

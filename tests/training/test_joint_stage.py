@@ -17,12 +17,12 @@ from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import JointConfig, TrainingConfig
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.hdf5 import write_jets
+from selfcal.data.samples import training_fold
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.training.joint_stage import run_joint_training
-from selfcal.training.samples import training_fold
 from tests.training.conftest import SMALL
 
 REGIONS = ("a", "b")

@@ -16,6 +16,7 @@ from selfcal.config.training import TrainingConfig
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold, fold_of
 from selfcal.data.hdf5 import write_jets
+from selfcal.data.samples import for_validation, read_card, training_fold
 from selfcal.data.score_files import load_scores
 from selfcal.data.scored import concatenate
 from selfcal.errors import ConfigError, DataError
@@ -24,7 +25,6 @@ from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.tagger.bundle import load_bundle
 from selfcal.tagger.discriminants import discriminant_b, discriminant_of
-from selfcal.training.samples import for_validation, read_card, training_fold
 from selfcal.training.scores_stage import score_datasets, scorer_of
 from selfcal.training.scoring import score_jets
 from selfcal.training.stage import run_train

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from selfcal.config.smearing_parameters import PARAMETERS, prior_widths
 from selfcal.sbi.donors import collect_donors
-from selfcal.sbi.parameters import PARAMETERS, prior_widths
 from selfcal.tagger.batching import TensorJets, to_tensors
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.training.varied_detector import SLICES, RandomDetector, varied_tensors

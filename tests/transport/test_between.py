@@ -11,7 +11,8 @@ from torch import Tensor
 from selfcal.config.calibration import MapConfig
 from selfcal.transport.averaged_descent import DistanceSchedule, averaged_descent
 from selfcal.transport.between import fit_between
-from selfcal.transport.maps import CalibrationMap, build_maps
+from selfcal.transport.choice import build_maps
+from selfcal.transport.maps import CalibrationMap
 from selfcal.transport.optimality import optimal_cost
 
 

@@ -9,7 +9,7 @@ from selfcal.config.calibration import MapConfig
 from selfcal.errors import FitError
 from selfcal.transport import brenier_map
 from selfcal.transport.brenier_map import BrenierMap
-from selfcal.transport.maps import build_maps
+from selfcal.transport.choice import build_maps
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from selfcal.penalty.choice import DISTANCES
 from selfcal.penalty.contract import PenaltySample
 from selfcal.penalty.energy import LEADING_SHARE, mean_distance_within
 from selfcal.transport.averaged_descent import DistanceSchedule
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import (
     CompositionPrior,
     cost_of_distance,
@@ -18,7 +19,6 @@ from selfcal.transport.composition import (
     fit_by_distance,
 )
 from selfcal.transport.conditions import CONDITIONS
-from selfcal.transport.maps import build_maps
 from selfcal.transport.sample import Sample
 
 SHIFT = torch.tensor([0.25, 0.0, -0.15])

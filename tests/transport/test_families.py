@@ -12,11 +12,11 @@ import torch
 from selfcal.config.calibration import MapConfig
 from selfcal.run.atomic import write_arrays
 from selfcal.transport.calibration import collect, load_calibration, save_calibration
+from selfcal.transport.choice import FAMILY_OPTIONS, family_of, map_config
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import derive, number_of_tasks
 from selfcal.transport.families import derive_families, with_map
-from selfcal.transport.family_options import FAMILY_OPTIONS, family_of, map_config
 from tests.transport.synthetic_world import CONFIG, REGIONS, SyntheticWorld, prepare
 
 

@@ -15,9 +15,10 @@ from selfcal.config.calibration import MapConfig
 from selfcal.errors import ConfigError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.choice import build_maps
 from selfcal.transport.flow_map import FlowMap
 from selfcal.transport.latent_map import LatentMap, moved_log_probability
-from selfcal.transport.maps import CalibrationMap, InvertibleMap, build_maps
+from selfcal.transport.maps import CalibrationMap, InvertibleMap
 
 
 def of_config(**settings: Any) -> Callable[[], CalibrationMap]:

@@ -11,9 +11,9 @@ from selfcal.config.calibration import BaseDensityConfig, MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
 from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.kinematics import fit_logistic, log_probability, smooth_features
-from selfcal.transport.maps import build_maps
 from selfcal.transport.mixture import (
     KinematicFractions,
     displacement_price,

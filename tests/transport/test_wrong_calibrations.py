@@ -17,9 +17,10 @@ from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.working_points import thresholds
 from selfcal.transport.averaged_descent import DistanceSchedule
 from selfcal.transport.calibration import Calibration
+from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionPrior, fit_by_distance
 from selfcal.transport.conditions import CONDITIONS
-from selfcal.transport.maps import FlavourMaps, build_maps
+from selfcal.transport.maps import FlavourMaps
 from selfcal.transport.sample import build_sample
 from tests.transport.synthetic_world import REGIONS, SyntheticWorld
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.folds import Fold, bootstrap_weights, event_hash, fold_of
+from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import Jets
-from selfcal.data.reading import Wanted, read_dataset
+from selfcal.data.reading import read_dataset
 from selfcal.run.context import RunContext
 
 

@@ -1,12 +1,17 @@
-"""What the names of map families stand for in a configuration."""
+"""Which maps a configuration asks for, and what the names of their families stand for in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from selfcal.config.calibration import MapConfig
 from selfcal.config.evaluation import Family
+from selfcal.transport.brenier_map import BrenierMap
+from selfcal.transport.flow_map import FlowMap
+from selfcal.transport.maps import CalibrationMap, FlavourMaps, IdentityMap
+from selfcal.transport.residual_map import ResidualMap
+from selfcal.transport.switch_map import SwitchMap
 
 FAMILY_OPTIONS: Mapping[Family, Mapping[str, Any]] = {
     "identity": {"family": "identity"},
@@ -42,3 +47,15 @@ def family_of(config: MapConfig) -> Family | None:
         if alike and same.by_likelihood == config.by_likelihood:
             return name
     return None
+
+
+def build_maps(config: MapConfig, coordinates: int, conditions: int) -> FlavourMaps:
+    """The maps that a configuration asks for, as identities."""
+    families: dict[str, Callable[[], CalibrationMap]] = {
+        "identity": IdentityMap,
+        "residual": lambda: ResidualMap(coordinates, conditions, config),
+        "brenier": lambda: BrenierMap(coordinates, conditions, config),
+        "flow": lambda: FlowMap(coordinates, conditions, config),
+        "switch": lambda: SwitchMap(coordinates, conditions, config),
+    }
+    return FlavourMaps(families[config.family])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from selfcal.generate import theta as generator
+from selfcal.config import detector_parameters as generator
 
 
 class SmearingParameters(BaseModel):
