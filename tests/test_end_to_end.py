@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import correctionlib
 import numpy as np
@@ -18,6 +20,8 @@ import pyhf
 import pytest
 import yaml
 from safetensors.numpy import load_file
+
+import selfcal as selfcal_package
 
 SETTINGS = """
 training: {epochs: 3, batch_size: 128}
@@ -95,6 +99,25 @@ def test_every_promised_file_is_there(run: Path) -> None:
         assert (run / name).stat().st_size > 0, name
     assert not list(run.rglob("*.part"))
     assert not list(run.rglob("*.pkl")) + list(run.rglob("*.pt"))
+
+
+def test_the_tutorial_runs_in_the_folder_of_the_project(run: Path, monkeypatch, capsys) -> None:
+    """Its blocks one after the other, with every public name; what they find is what the run wrote."""
+    page = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert {name for name in selfcal_package.__all__ if f"selfcal.{name}" not in "".join(blocks)} == set()
+    (run.parent / "runs").mkdir()
+    (run.parent / "runs" / "demo").symlink_to(run)
+    monkeypatch.chdir(run.parent)
+    found: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, found)
+    written = selfcal_package.load_scores(run / "scores" / "sim_ttbar_emu.safetensors", "ttbar_emu")
+    np.testing.assert_array_equal(found["scores"].log_probability, written.log_probability)
+    fit = json.loads((run / "results/fit.json").read_text())
+    assert found["outcome"]["twice_nll"] == pytest.approx(fit["twice_nll"], abs=1e-6)
+    assert found["efficiency"] != pytest.approx(0.77, abs=1e-4)
+    assert "is the largest source" in capsys.readouterr().out
 
 
 def test_scale_factors_are_finite_or_absent(run: Path) -> None:

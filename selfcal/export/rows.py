@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.errors import ConfigError, DataError
+from selfcal.run.atomic import read_json
 
 WHERE = "scale_factors.json"
 STATISTICS = "statistics"
@@ -187,6 +189,17 @@ class ScaleFactorRows:
                         yield Place(flavour, p, e, working_point=point)
                     for k in range(self.n_bins):
                         yield Place(flavour, p, e, bin=k)
+
+
+def load_scale_factors(path: Path) -> ScaleFactorRows:
+    """The scale factors of a run: its ``results/scale_factors.json``.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, or a row of the grid is missing.
+    """
+    return ScaleFactorRows(read_json(path))
 
 
 def working_point_name(working_point: float) -> str:

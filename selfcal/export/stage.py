@@ -17,7 +17,7 @@ from selfcal.export.efficiency_map import export_efficiencies
 from selfcal.export.hepdata import export_hepdata
 from selfcal.export.onnx_export import export_onnx
 from selfcal.export.profile_likelihood import export_profile
-from selfcal.export.rows import ScaleFactorRows
+from selfcal.export.rows import load_scale_factors
 from selfcal.export.simulations import read_simulation_rows
 from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
@@ -48,7 +48,7 @@ def run_export(context: RunContext) -> list[Path]:
     folder = context.directory.results
     results = Results(
         folder,
-        ScaleFactorRows(read_json(folder / "scale_factors.json")),
+        load_scale_factors(folder / "scale_factors.json"),
         read_json(folder / "workspace.json"),
         context.config.export,
         read_simulation_rows(folder),
