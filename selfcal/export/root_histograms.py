@@ -40,7 +40,7 @@ def root_histogram(
         raise DataError(
             f"values {values.shape}, variances {variances.shape} and edges do not fit", where=name
         )
-    titles = [*axis_titles, *[""] * (len(edges) - len(axis_titles))]
+    titles = [*axis_titles, "", "", ""][: len(edges)]
     axes = [
         to_TAxis(letter, text, len(edge) - 1, float(edge[0]), float(edge[-1]), np.asarray(edge, np.float64))
         for letter, text, edge in zip(("xaxis", "yaxis", "zaxis")[: len(edges)], titles, edges, strict=True)
