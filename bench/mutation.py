@@ -205,6 +205,9 @@ def _run_child(tree: Path, tests: list[str], failure: Path, log: Path, cpu_s: in
         sys.path[:] = [str(tree.resolve()), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
         for name in [name for name in sys.modules if name.split(".")[0] in ("selfcal", "tests", "bench")]:
             del sys.modules[name]
+        import selfcal
+
+        assert Path(selfcal.__file__).is_relative_to(tree), "the tests would not see the mutant"
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is loaded already
         code = int(pytest.main([*options, *tests], plugins=[FirstFailure(failure.resolve())]))
@@ -223,6 +226,8 @@ def run(state: Path, seed: int, count: int, folders: Iterable[str], again: Itera
         __import__(name)
     tree = copy_tree(state)
     lines, seconds = lines_of_tests(state), json.loads((state / "seconds.json").read_text())
+    if (found := try_tests(tree, SOURCE_RULES, TESTS_S))["outcome"] != "survived":
+        sys.exit(f"without any change the tests do not pass: {found}, see {state / 'last.log'}")
     path = state / f"results-{seed}.jsonl"
     known = {result["key"] for result in read_results(path) if result["outcome"] not in again}
     sample = draw_sample(ROOT, count, seed)
@@ -331,6 +336,7 @@ def main() -> None:
         elif name == "table":
             verb.add_argument("--all", action="store_true", help="the mutants that were found, too")
     given = parser.parse_args()
+    given.state = given.state.resolve()  # a mutant is tested in another working directory
     if given.verb == "cover":
         cover(given.state, given.tests)
     elif given.verb == "run":
