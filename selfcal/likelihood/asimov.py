@@ -13,28 +13,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from selfcal.config.fit import FitConfig
 from selfcal.likelihood.external import NONE, external_entries
-from selfcal.likelihood.fit import FitResult, fit
-from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.templates import Templates
-
-
-def asimov_fit(model: HistFactory, theta: Float[Tensor, " D"] | None = None) -> FitResult:
-    """The fit to the expectation at ``theta`` (default: the start values), constraints centred there.
-
-    Raises
-    ------
-    FitError
-        If it does not converge.
-    """
-    theta = model.start if theta is None else theta
-    return fit(model.with_centre(theta), model.expected(theta), start=theta)
 
 
 def blinded_templates(templates: Templates, config: FitConfig) -> Templates:

@@ -22,12 +22,6 @@ class Tracker(Protocol):
         """Say that ``done`` of the total are finished; the last call has ``done == total``."""
 
 
-class TrackerFactory(Protocol):
-    """Starts to track a piece of work: ``progress("events", 1000)``."""
-
-    def __call__(self, label: str, total: int) -> Tracker: ...
-
-
 class Reporter(Protocol):
     """Where a run says what it does."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,14 +87,3 @@ def fit_emulator(
     left_out = (outputs - matrix @ coefficients) / np.maximum(1 - leverage, 1e-6)[:, None]
     error = np.sqrt((left_out**2).mean(axis=0))
     return QuadraticEmulator(centre, width, np.asarray(coefficients, np.float64), error, cross)
-
-
-def evaluate_design(
-    design: Floats, simulate: Callable[[Floats], Floats], on_point: Callable[[int], None] = lambda _: None
-) -> Floats:
-    """``simulate`` at every point of the design, (n, M)."""
-    outputs = []
-    for done, theta in enumerate(design, start=1):
-        outputs.append(simulate(theta))
-        on_point(done)
-    return np.stack(outputs)
