@@ -90,3 +90,14 @@ def test_bins_without_uncertainty_are_not_varied() -> None:
 def test_what_is_no_covariance_is_refused(matrix) -> None:
     with pytest.raises(FitError):
         reduce_covariance(np.array(matrix))
+
+
+def test_the_largest_shift_of_every_variation_is_upwards() -> None:
+    """The sign of an eigenvector is arbitrary: this one is the same on every machine."""
+    random = np.random.default_rng(5)
+    for _ in range(5):
+        root = 0.02 * random.normal(size=(6, 6))
+        reduced = reduce_covariance(root @ root.T, 0.0)
+        relative = reduced.shifts / np.sqrt(np.diag(root @ root.T))
+        largest = relative[np.arange(len(relative)), np.abs(relative).argmax(axis=1)]
+        assert (largest > 0).all()

@@ -209,3 +209,13 @@ def test_a_simulation_without_statistical_error_has_no_parameters_for_it(one_fla
     with_error, without = (stage.measure(one, config).model.index for one in (templates, exact))
     assert sum(name.startswith("simulation_b") for name in with_error) == 5
     assert set(without) == {name for name in with_error if not name.startswith("simulation_")}
+
+
+def test_every_bin_but_the_largest_of_a_shape_has_a_residual(asimov_world) -> None:
+    measured = stage.measure(asimov_world.templates, FitConfig())
+    layout, names = measured.layout, set(measured.model.index)
+    for f, flavour in enumerate(layout.flavours):
+        for p in range(layout.binning.n_kinematic):
+            shape = layout.shape[layout.reference[f], f, p]
+            found = {k for k in range(layout.binning.n_bins) if f"residual_{flavour}_{p}_{k}" in names}
+            assert found == set(range(layout.binning.n_bins)) - {int(shape.argmax())}

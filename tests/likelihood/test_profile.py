@@ -125,3 +125,10 @@ def test_a_scan_whose_first_point_cannot_be_reached_is_an_error() -> None:
     model = poisson_model(81.0)
     with pytest.raises(FitError):
         scan(model, fit(model), lambda theta: theta[0], widths=(-30.0, 1.0))
+
+
+def test_a_scan_has_points_at_half_one_two_and_three_sigma_on_both_sides() -> None:
+    model = poisson_model(400.0)
+    found = scan(model, fit(model), lambda theta: theta[0])
+    widths = (found.points - found.best) / found.sigma
+    assert widths == pytest.approx([-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3])

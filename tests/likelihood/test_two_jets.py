@@ -288,3 +288,27 @@ def test_where_whole_steps_overshoot_the_minimum_is_that_of_another_minimiser(se
     )
     efficiency = likelihood.efficiency(torch.from_numpy(other.x)).numpy()
     assert found.efficiency == pytest.approx(efficiency, abs=1e-5)
+
+
+PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def test_a_fraction_parameter_makes_its_own_class_more_frequent() -> None:
+    """One standard deviation of b + other: exp(σ) as many of them, before the normalisation."""
+    counts = counted(7, 2000)
+    likelihood = PairLikelihood(counts, WIDTHS)
+    start, step = likelihood.start, torch.zeros_like(likelihood.start)
+    first = sum(likelihood.sizes[:2])
+    step[first : first + likelihood.sizes[3]] = 1.0  # the first of the three classes, in every combination
+    seen = counts.observed.sum(axis=(2, 3)) > 0
+    weights = [torch.from_numpy(counts.classes[a, b][seen]) for a, b in PLACES]
+    weights[1] = weights[1] * np.exp(WIDTHS.mixed)
+    shares = torch.stack(weights) / torch.stack(weights).sum(0)
+    tags = torch.stack([likelihood.efficiency(likelihood.start), likelihood.other])
+    one, two = tags[:, likelihood.one], tags[:, likelihood.two]
+    rate = sum(
+        share[:, None, None] * one[a][:, :, None] * two[b][:, None, :]
+        for share, (a, b) in zip(shares, PLACES, strict=True)
+    )
+    rate = rate * start[-len(one[0]) :].exp()[:, None, None]
+    assert likelihood.expected(start + step).numpy() == pytest.approx(rate.flatten().numpy(), rel=1e-9)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from selfcal.errors import DataError, FitError
+from selfcal.likelihood import fit as minimum
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.identifiability import identifiability
 from selfcal.likelihood.workspace_file import read_workspace, with_data, write_workspace
@@ -119,3 +120,11 @@ def test_other_counts_alone_leave_the_auxiliary_measurements(workspaces) -> None
     changed = with_data(spec, model, model.observed + 1)
     assert changed["measurements"] == spec["measurements"]
     assert torch.equal(HistFactory(changed).observed, model.observed + 1)
+
+
+def test_a_fit_without_convergence_is_refused_unless_it_is_forced(workspaces, monkeypatch) -> None:
+    monkeypatch.setattr(minimum, "GRADIENT_MAX", 0.0)
+    spec = workspaces.small([workspaces.MODIFIERS["normsys"]])
+    with pytest.raises(FitError, match="the Hessian at the minimum"):
+        fit_workspace(spec)
+    assert fit_workspace(spec, force=True)["certificate"]["converged"] is False

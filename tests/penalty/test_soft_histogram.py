@@ -67,3 +67,8 @@ def test_equals_the_chi_square_of_hard_bins() -> None:
     penalty = HistogramChiSquare(tuple(EDGES.tolist()), bandwidth=1e-8)
     samples = [PenaltySample(v[:, None], torch.ones(len(v), dtype=torch.float64)) for v in (x, y)]
     assert float(penalty(*samples)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_bins_that_nobody_chose_are_half_a_standard_deviation_wide() -> None:
+    edges = HistogramChiSquare().edges
+    assert edges.numpy() == pytest.approx(np.arange(-2.0, 2.5, 0.5))

@@ -195,3 +195,24 @@ def test_files_without_momenta_are_compared_in_the_rest(simulation, make_toy_jet
     data = make_toy_jets(2000, seed=6, dataset="data")
     rows = checked(Unchanged(without(simulation)), without(data)).comparison.rows()
     assert {row["quantity"] for row in rows} == {"all", "tracks", "displaced_tracks", "second_d0"}
+
+
+def test_every_number_of_tracks_has_a_bin_of_its_own():
+    for name, most in (("tracks", 15), ("displaced_tracks", 7)):
+        places = np.digitize(np.arange(most + 2), EDGES[name])
+        assert places.tolist() == list(range(most + 2))
+
+
+def test_a_flavour_that_the_simulation_lacks_has_no_share(simulation, make_toy_jets):
+    """The composition of the others is that of the region without it: the same p-values."""
+    without = simulation.select(simulation.flavour != 3)
+    data = make_toy_jets(1500, seed=61, dataset="data")
+    data = data.select(data.flavour != 3)
+    found = []
+    for absent in (0.0, 0.3):
+        fractions = np.append((1 - absent) * FRACTIONS[:3] / FRACTIONS[:3].sum(), absent)
+        region = RegionTracks("only", [without], [data], fractions, FIXED)
+        rows = check_generator([region], EXACT, Unchanged(without)).comparison.rows()
+        found.append([row["p_value"] for row in rows])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    assert 0 < min(found[0]) <= max(found[0]) < 1

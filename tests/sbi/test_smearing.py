@@ -357,6 +357,10 @@ def test_resolutions_are_medians_per_band_of_momentum_by_loops(make_toy_jets):
     hit = column(jets, "numberOfInnermostPixelLayerHits") > 0
     known = np.abs(significance) > SIGNIFICANCE_MIN
     sigma = np.abs(d0 / np.where(known, significance, 1.0))
+    z0 = column(jets, "z0SinTheta").astype(float)
+    z0_significance = column(jets, "lifetimeSignedZ0SinThetaSignificance").astype(float)
+    z0_known = np.abs(z0_significance) > SIGNIFICANCE_MIN
+    z0_sigma = np.abs(z0 / np.where(z0_known, z0_significance, 1.0))
     band = np.array([sum(value >= edge for edge in PT_GEV_EDGES) for value in pt])
     filled = 0
     for b in range(len(PT_GEV_EDGES) + 1):
@@ -364,6 +368,9 @@ def test_resolutions_are_medians_per_band_of_momentum_by_loops(make_toy_jets):
         with_hit, without_hit = sigma[inside & hit], sigma[inside & ~hit]
         if len(with_hit) >= BAND_TRACKS_MIN:
             assert donors.d0_sigma_mm[b] == pytest.approx(np.median(with_hit), rel=1e-12)
+            assert donors.z0_sigma_mm[b] == pytest.approx(
+                np.median(z0_sigma[z0_known & primary(jets) & (band == b) & hit]), rel=1e-12
+            )
         else:
             assert donors.d0_sigma_mm[b] == pytest.approx(np.median(sigma[known]), rel=1e-12)
         if min(len(with_hit), len(without_hit)) >= BAND_TRACKS_MIN:

@@ -85,3 +85,9 @@ def test_samples_add_up(make_toy_jets):
     assert np.array_equal(4 * half.spread, whole.spread)
     assert np.array_equal(together.pooled().total, together.total.sum(axis=0, keepdims=True))
     assert not count_samples(samples, with_spread=False).spread.any()
+
+
+def test_bins_of_significances_are_finer_where_tracks_are_many() -> None:
+    widths = np.diff(D0_EDGES)
+    assert (np.diff(widths) >= 0).all()
+    assert D0_EDGES.tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 10, 20, np.inf]

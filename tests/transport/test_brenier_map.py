@@ -55,3 +55,11 @@ def test_too_few_steps_are_said_with_the_number_of_jets(bent: BrenierMap, points
         bent.inverse_and_log_det(bent(u, c).detach() + 1.0, c)
     assert caught.value.where == "BrenierMap"
     assert caught.value.expected == "|T(u) - y| below 1e-11 after 1 steps"
+
+
+def test_only_the_conditions_move_the_kinks(bent: BrenierMap) -> None:
+    """Constants come from the network of the conditions: a second one would be left to chance."""
+    assert {name for name, _ in bent.named_parameters() if name.startswith(("inner", "skip"))} == {
+        "inner.weight",
+        "skip.weight",
+    }

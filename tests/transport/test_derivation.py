@@ -16,6 +16,7 @@ from selfcal.data.scored import concatenate
 from selfcal.errors import DataError, FitError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.run.sealed import write_sealed
+from selfcal.transport import derivation_tasks
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation, write_inputs
@@ -212,3 +213,20 @@ def test_a_map_of_another_version_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"not a calibration of this version: {message}") as caught:
             load_calibration(tmp_path)
         assert caught.value.where == str(tmp_path)
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [(3, 3), (0, os.cpu_count())])
+def test_as_many_processes_share_the_tasks_as_were_asked_for(asked, wanted, monkeypatch, tmp_path) -> None:
+    started = []
+
+    class NoPool(Exception):
+        """In place of processes."""
+
+    def pool(number):
+        started.append(number)
+        raise NoPool
+
+    monkeypatch.setattr(derivation_tasks, "worker_pool", pool)
+    with pytest.raises(NoPool):
+        derivation_tasks.run_tasks([[(tmp_path, "composition")]], 0, asked, lambda done, total: None)
+    assert started == [wanted]

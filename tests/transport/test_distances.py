@@ -35,9 +35,9 @@ def drawn(jets: int, seed: int, shift: torch.Tensor, *, labelled: bool) -> Sampl
     return Sample(u, conditions, flavour, place, torch.arange(jets), torch.ones(jets, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_a_shift_is_found(distance: str) -> None:
-    """The map that brings one Gaussian to the other moves every jet by the same vector."""
+@pytest.mark.parametrize(("distance", "price"), [*((one, 0.0) for one in DISTANCES), ("energy", 1e-4)])
+def test_a_shift_is_found(distance: str, price: float) -> None:
+    """The map from one Gaussian to the other moves every jet by the same vector, also at a small price."""
     simulation = drawn(4000, 1, torch.zeros(3), labelled=True)
     data = drawn(4000, 2, SHIFT, labelled=False)
     pure = torch.full((1, 4), 1e-6, dtype=torch.float64)
@@ -52,6 +52,7 @@ def test_a_shift_is_found(distance: str) -> None:
         pure,
         DistanceSchedule(100, 256, 1e-2),
         torch.Generator().manual_seed(4),
+        price,
         distance=distance,
     )
     moved = maps(simulation.coordinates, simulation.flavour, simulation.conditions) - simulation.coordinates

@@ -10,6 +10,7 @@ import torch
 
 from selfcal.errors import FitError
 from selfcal.penalty.energy import pair_distances
+from selfcal.transport import exact_fractions as exact_fractions_module
 from selfcal.transport.exact_fractions import MixtureDistance, exact_fractions, mixture_distance
 
 CENTRES = torch.tensor(
@@ -117,3 +118,18 @@ def test_a_form_that_has_no_minimum_is_an_error() -> None:
     undefined = replace(made, between=np.full_like(made.between, np.nan))
     with pytest.raises(FitError, match="the fractions of a region did not converge"):
         exact_fractions(undefined, 1.0, np.full(4, 0.25), np.full(4, 0.1))
+
+
+def test_of_data_twice_as_many_jets_count_as_of_a_flavour(monkeypatch) -> None:
+    monkeypatch.setattr(exact_fractions_module, "JETS_MAX", 40)
+    taken = []
+    chosen = exact_fractions_module.some_jets
+    monkeypatch.setattr(
+        exact_fractions_module,
+        "some_jets",
+        lambda sample, most, generator: taken.append(most) or chosen(sample, most, generator),
+    )
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ones = torch.ones(300, dtype=torch.float64)
+    mixture_distance(x, torch.arange(300) % 4, ones, x, ones, torch.Generator().manual_seed(2))
+    assert taken == [80, 40, 40, 40, 40]
