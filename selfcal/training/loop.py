@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,27 @@ def train_tagger(
     """
     _refuse_unusable(train, validation)
     device = training_device(config)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _sums_in_order(device):
         torch.manual_seed(seed)
         model.to(device)
         run = _Training(model, reweighted(train, config), validation, config, seed, files)
         result = run.to_the_end(on_step or (lambda _: None))
     model.to("cpu")
     return result
+
+
+@contextmanager
+def _sums_in_order(device: torch.device) -> Iterator[None]:
+    """On a CPU: scattered gradients are added in one order; else it is that in which threads come first.
+
+    A GPU has no such order for all of its sums, and PyTorch would refuse the others.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def training_device(config: TrainingConfig) -> torch.device:

@@ -53,6 +53,25 @@ def test_progress_counts_every_step_once(setup):
     assert steps == list(range(1, 3 * 7 + 1))
 
 
+def test_two_threads_find_the_same_weights_every_time(setup):
+    """Bit for bit: gradients of gathered tracks are added in one order, not in that of the threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (trained(setup()) for _ in range(4))
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        assert all(torch.equal(first[name], value) for name, value in other.items())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def trained(training) -> dict[str, torch.Tensor]:
+    """Weights after an epoch of batches large enough to be shared by threads."""
+    training.run(epochs=1, batch_size=400)
+    return {name: value.clone() for name, value in training.weights().items()}
+
+
 @pytest.mark.fault(11, "a training loss that becomes NaN")
 def test_a_loss_that_is_not_finite_stops_the_training(setup, tmp_path):
     training = setup()
