@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from selfcal.config.card import DataCard
@@ -44,12 +44,20 @@ class RunContext:
             if (role is None or card.role == role) and (use is None or card.use == use)
         )
 
+    def only(self, role: str, use: str) -> RunContext:
+        """The same run as if it had no other datasets than those with this role and use."""
+        return replace(self, cards=self.cards_for(role, use))
+
     def corrected(self, card: DataCard) -> bool:
         """Whether the detector inferred from data is taken over into the jets of a dataset.
 
         Truth samples stay what they are: they define the nominal efficiencies.
         """
         return self.config.inference.enabled and card.role == "simulation" and card.use != "truth"
+
+    def generated_path(self, card: DataCard) -> Path:
+        """Where ``generate`` writes a dataset."""
+        return self.directory.data / f"{card.name}.h5"
 
     def dataset_path(self, card: DataCard) -> tuple[Path, ...]:
         """The files of a dataset: those its card names, or the one that ``generate`` makes.
@@ -60,5 +68,5 @@ class RunContext:
             If a file or pattern of the card matches nothing.
         """
         if card.generate is not None:
-            return (self.directory.data / f"{card.name}.h5",)
+            return (self.generated_path(card),)
         return card_files(card, self.data_root or self.card_folders.get(card.name, Path()))

@@ -5,10 +5,13 @@ The fingerprint of a stage is
     SHA-256( name, version of selfcal, configuration it depends on,
              fingerprints of the stages before it, SHA-256 of its input files )
 
-as canonical JSON. After a stage succeeds, ``stages/<name>.json`` keeps the fingerprint, the digests of
-its outputs and those of the outputs it read from the stages before it. It is current as long as the
-fingerprint is the same, its outputs are there and unchanged, and nothing before it has been made anew with
-another result. Before a stage runs, all that the stages before it wrote is compared with its digest.
+as canonical JSON. A stage that reads some of the datasets only has the fingerprint of a run that has no
+others: a tagger is not trained anew because other data are to be calibrated.
+
+After a stage succeeds, ``stages/<name>.json`` keeps the fingerprint, the digests of its outputs and those of
+the outputs it read from the stages before it. It is current as long as the fingerprint is the same, its
+outputs are there and unchanged, and nothing that it reads has been made anew with another result. Before a
+stage runs, all that the stages before it wrote is compared with its digest.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ INPUT_DIGESTS = "inputs.json"
 """Name of the file that keeps the digests of input files."""
 
 
+def _everything(context: RunContext) -> RunContext:
+    """A stage that reads all datasets."""
+    return context
+
+
 def _no_inputs(context: RunContext) -> Sequence[Path]:
     """A stage that reads nothing from outside the run."""
     del context
@@ -52,6 +60,8 @@ class Stage:
     configuration : the part of the configuration that decides the outputs, as JSON-able values
     upstream : names of the stages whose outputs it reads
     inputs : files from outside the run that it reads
+    reads : the run without the datasets that the stage leaves alone. One that leaves some alone reads
+        nothing but datasets of the stages before it.
     """
 
     name: str
@@ -59,6 +69,12 @@ class Stage:
     configuration: Callable[[RunContext], Any]
     upstream: tuple[str, ...] = ()
     inputs: Callable[[RunContext], Sequence[Path]] = _no_inputs
+    reads: Callable[[RunContext], RunContext] = _everything
+
+    @property
+    def reads_a_part(self) -> bool:
+        """Whether there may be datasets that the stage does not depend on."""
+        return self.reads is not _everything
 
 
 @dataclass(frozen=True)
@@ -137,8 +153,12 @@ def stage_fingerprints(
     """Fingerprint of each of ``stages`` (in order, upstream first) by name; ``digests`` of the input
     files."""
     found: dict[str, str] = {}
-    for stage in stages:
-        found[stage.name] = _fingerprint(stage, context, found, digests)
+    for number, stage in enumerate(stages):
+        part, before = context, found
+        if stage.reads_a_part:
+            part = stage.reads(context)
+            before = stage_fingerprints(stages[:number], part, digests)
+        found[stage.name] = _fingerprint(stage, part, before, digests)
     return found
 
 
@@ -151,7 +171,7 @@ def stage_states(stages: Sequence[Stage], context: RunContext) -> list[StageStat
     for stage in stages:
         fingerprint = fingerprints[stage.name]
         behind = [name for name in stage.upstream if stale[name]]
-        reason = f"follows '{behind[0]}'" if behind else _why_not_current(stage, context, fingerprint)
+        reason = f"follows '{behind[0]}'" if behind else why_not_current(stage, context, fingerprint)
         stale[stage.name] = reason is not None
         states.append(StageState(stage, fingerprint, reason))
     return states
@@ -206,7 +226,8 @@ def _is_record(record: Any) -> bool:
     )
 
 
-def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str | None:
+def why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str | None:
+    """Why a stage with this fingerprint would have to run, the stages before it being as they are."""
     record = read_record(context, stage.name)
     if record is None:
         return "not done yet"
@@ -223,16 +244,23 @@ def _why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str
         if path.stat().st_mtime_ns != output.get("modified_ns") and file_sha256(path) != output["sha256"]:
             return f"output {name} has another content"
     for name in stage.upstream:
-        if record["upstream"].get(name) != _outputs_digest(context, name):
+        if record["upstream"].get(name) != _read_outputs_digest(stage, context, name):
             return f"'{name}' has another result"
     return None
 
 
-def _outputs_digest(context: RunContext, name: str) -> str | None:
+def _read_outputs_digest(stage: Stage, context: RunContext, name: str) -> str | None:
+    """Digest of what ``stage`` reads of the outputs of the stage ``name``."""
     record = read_record(context, name)
     if record is None:
         return None
-    return canonical_digest({path: output["sha256"] for path, output in record["outputs"].items()})
+    outputs = {path: output["sha256"] for path, output in record["outputs"].items()}
+    if stage.reads_a_part:
+        datasets = {context.generated_path(card) for card in stage.reads(context).cards}
+        outputs = {
+            path: digest for path, digest in outputs.items() if context.directory.path / path in datasets
+        }
+    return canonical_digest(outputs)
 
 
 def run_stages(stages: Sequence[Stage], context: RunContext) -> list[str]:
@@ -322,7 +350,9 @@ def _run_one(state: StageState, context: RunContext) -> float:
             "stage": state.stage.name,
             "fingerprint": state.fingerprint,
             "outputs": outputs,
-            "upstream": {name: _outputs_digest(context, name) for name in state.stage.upstream},
+            "upstream": {
+                name: _read_outputs_digest(state.stage, context, name) for name in state.stage.upstream
+            },
             "duration_s": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },

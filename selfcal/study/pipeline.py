@@ -22,7 +22,8 @@ from selfcal.run.stages import Stage, StageState, file_sha256, stage_states
 class StageDescription:
     """One verb of the command line.
 
-    ``implementation`` is ``module:function``; ``produces`` tells the user which files to expect.
+    ``implementation`` is ``module:function``; ``produces`` tells the user which files to expect. ``reads``
+    leaves out the datasets that the stage does not depend on.
     """
 
     name: str
@@ -31,6 +32,7 @@ class StageDescription:
     configuration: Callable[[RunContext], Any]
     produces: tuple[str, ...]
     reads_inputs: bool = False
+    reads: Callable[[RunContext], RunContext] | None = None
 
 
 _WHAT_A_FILE_MEANS = (
@@ -82,6 +84,11 @@ def _train_configuration(context: RunContext) -> Any:
             mode="json", include={"working_points", "working_point_region"}
         ),
     }
+
+
+def _training_datasets(context: RunContext) -> RunContext:
+    """The tagger sees the simulation of the control regions, and nothing else of a run."""
+    return context.only("simulation", "control")
 
 
 def _infer_configuration(context: RunContext) -> Any:
@@ -163,6 +170,7 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
         "selfcal.training.stage:run_train",
         _train_configuration,
         ("checkpoints/", "results/"),
+        reads=_training_datasets,
     ),
     StageDescription(
         "infer",
@@ -251,6 +259,8 @@ def pipeline(context: RunContext, until: str | None = None) -> list[Stage]:
         )
         if description.reads_inputs:
             stages[-1] = replace(stages[-1], inputs=_input_files)
+        if description.reads is not None:
+            stages[-1] = replace(stages[-1], reads=description.reads)
     names = [stage.name for stage in stages]
     if until is None:
         return stages

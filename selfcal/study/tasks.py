@@ -1,11 +1,12 @@
 """The work of a study as independent tasks, each addressed by what its result is made of.
 
-The key of a task is the hash of the fingerprint of its last stage, which covers configuration, inputs,
-version and all stages before it (:mod:`selfcal.run.stages`), and of what is done with the finished run. Its
-result is the run directory ``store/<key>``: studies that share a store share the results.
+The key of a task is the hash of the fingerprints of its stages, which cover configuration, inputs and
+version (:mod:`selfcal.run.stages`), and of what is done with the finished run. Its result is the run
+directory ``store/<key>``: studies that share a store share the results.
 
-Points that agree up to some stage share it: the common stages are a task of their own, and the tasks that
-follow take its outputs over (:mod:`selfcal.run.adoption`).
+Points that agree on some stage share it: that stage, with those before it, is a task of its own, and the
+tasks that follow take its outputs over (:mod:`selfcal.run.adoption`). It is known by this one stage: points
+with the same simulation and other data have one training, with the data of any of them beside it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import importlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from selfcal.config.loading import LoadedRun, load_run
 from selfcal.config.study import StudyConfig
 from selfcal.errors import DataError, Interrupted, SelfcalError
-from selfcal.run.adoption import keep_input_digests
+from selfcal.run.adoption import has_finished, keep_input_digests
 from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import Reporter, SilentReporter
 from selfcal.run.stages import (
@@ -64,6 +64,7 @@ class Task:
     until : last stage; None: all of them.
     additions : what is done with the finished run, as JSON by name (see :data:`ADDITIONS`).
     parent : key of the task whose stages this one takes over.
+    shared : whether only what the last stage makes is wanted, for the tasks that follow.
     """
 
     key: str
@@ -72,6 +73,7 @@ class Task:
     until: str | None = None
     additions: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ def _fingerprints(
     return stage_fingerprints(stages, context, inputs)
 
 
-def _key(fingerprint: str, additions: Mapping[str, Any]) -> str:
-    return canonical_digest({"stage": fingerprint, "additions": dict(additions)})[:KEY_DIGITS]
+def _key(fingerprints: Sequence[str], additions: Mapping[str, Any]) -> str:
+    return canonical_digest({"stages": list(fingerprints), "additions": dict(additions)})[:KEY_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def plan(
             keys.append(None)
             problems.append(str(error))
             continue
-        key = _key(found[-1][1], additions)
+        key = _key([fingerprint for _, fingerprint in found], additions)
         keys.append(key)
         problems.append(None)
         chains.setdefault(key, (assigned, found))
@@ -191,11 +193,13 @@ def _tasks(
     tasks: dict[str, Task] = {}
     for key, (assigned, chain) in chains.items():
         parent: str | None = None
-        for (stage, here), (_, after) in pairwise(chain):
+        followers = [len(users[after]) for _, after in chain[1:]] + [1]
+        for (stage, here), after in zip(chain, followers, strict=True):
             # Shared by more points than the next stage: here their ways part.
-            if len(users[here]) > len(users[after]):
-                shared = _key(here, {})
-                tasks.setdefault(shared, Task(shared, tuple(configurations), assigned, stage, {}, parent))
+            if len(users[here]) > after:
+                shared = _key([here], {})
+                task = Task(shared, tuple(configurations), assigned, stage, {}, parent, shared=True)
+                tasks.setdefault(shared, task)
                 parent = shared
         tasks[key] = Task(key, tuple(configurations), assigned, until, additions, parent)
     return list(tasks.values())
@@ -234,16 +238,19 @@ def _run(task: Task, store: Store, reporter: Reporter) -> list[str]:
         keep_input_digests(store.known_inputs, directory)
         digests = InputDigests(store.known_inputs)
         found = list(_fingerprints(loaded, task.until, digests, store).values())
-        if _key(found[-1], task.additions) != task.key:
+        if _key(found[-1:] if task.shared else found, task.additions) != task.key:
             raise DataError(
                 "the configuration, the input files or selfcal itself is not what the study was planned with",
                 where=str(directory.path),
                 fix="let every worker see the same files and the same version, or start the study again",
             )
         stages = pipeline(context, task.until)
+        others = store.runs()
+        if task.shared and any(has_finished(stages, replace(context, directory=other)) for other in others):
+            return []
         command = ["selfcal", "run", *task.configurations]
         command += [word for one in task.assignments for word in ("--set", one)]
-        done = run_loaded(loaded, context, stages, command, store.runs())
+        done = run_loaded(loaded, context, stages, command, others)
         for name, part in task.additions.items():
             done += _add(name, part, directory, reporter)
     return done

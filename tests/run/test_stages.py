@@ -6,10 +6,15 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
+from selfcal.config.card import DataCard
 from selfcal.errors import DataError, Interrupted
+from selfcal.run.adoption import adopt_stages
+from selfcal.run.atomic import write_text
+from selfcal.run.directory import RunDirectory
 from selfcal.run.stages import canonical_digest, run_stages, stage_states
 
 
@@ -158,3 +163,68 @@ def test_digest_does_not_depend_on_the_order_of_keys():
     assert canonical_digest({"a": 1, "b": [1, 2]}) != canonical_digest({"a": 1, "b": [2, 1]})
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_digest({"a": float("nan")})
+
+
+@pytest.fixture
+def chain_of_a_part(chain):
+    """b reads nothing but the simulation x; a makes a file of it and one of the data y.
+
+    ``settings`` of x and y are the configuration of a, ``text`` what it writes.
+    """
+    data = DataCard.model_validate(
+        {"name": "y", "role": "data", "region": "r", "files": ["y.h5"], "composition": {}}
+    )
+    chain.context = replace(chain.context, cards=(*chain.context.cards, data))
+    chain.settings |= {"x": 1, "y": 1}
+    chain.text |= {"x": "X", "y": "Y"}
+
+    def generate(context):
+        paths = [context.directory.data / f"{name}.h5" for name in "xy"]
+        for path in paths:
+            write_text(path, chain.text[path.stem])
+        return paths
+
+    def described(context):
+        return {card.name: chain.settings[card.name] for card in context.cards}
+
+    first, second, third = chain.stages()
+    stages = [
+        replace(first, function=generate, configuration=described),
+        replace(second, reads=lambda context: context.only("simulation", "control")),
+        third,
+    ]
+    run_stages(stages, chain.context)
+    return chain, stages
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"), [("y", ["a", "c"]), ("x", ["a", "b", "c"])], ids=["data", "simulation"]
+)
+def test_a_stage_that_reads_some_datasets_is_done_again_for_these_alone(chain_of_a_part, changed, again):
+    chain, stages = chain_of_a_part
+    chain.settings[changed] = 2
+    chain.text[changed] = "other"
+    assert run_stages(stages, chain.context) == again
+
+
+@pytest.mark.parametrize(
+    ("described", "written", "taken", "again"),
+    [
+        ("y", "y", ("b",), ["a", "c"]),
+        ("x", "x", (), ["a", "b", "c"]),
+        # The same description that gives other bytes, as it may on another machine.
+        ("y", "x", ("b",), ["a", "b", "c"]),
+    ],
+    ids=["data", "simulation", "bytes"],
+)
+def test_a_stage_is_taken_over_by_itself_from_a_run_with_what_it_reads(
+    chain_of_a_part, tmp_path, described, written, taken, again
+):
+    chain, stages = chain_of_a_part
+    donor = chain.context.directory
+    other = replace(chain.context, directory=RunDirectory(tmp_path / "other"))
+    chain.settings[described] = 2
+    chain.text[written] = "other"
+    assert adopt_stages(stages, other, [donor]) == taken
+    assert run_stages(stages, other) == again
+    assert run_stages(stages, other) == []

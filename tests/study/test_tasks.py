@@ -68,6 +68,27 @@ def test_a_key_depends_on_configuration_inputs_and_additions(study_of, project, 
     assert key() != plain
 
 
+def test_points_with_other_data_and_the_same_simulation_have_one_training(study_of, project, tmp_path):
+    """By what was done, and by the weights; with other simulation they are trained anew."""
+    (project / "files" / "early.h5").write_bytes((project / "files" / "data.h5").read_bytes() + b"\0")
+    study = study_of(until="train", axes={"data.changes.data.files": [["data.h5"], ["early.h5"]]})
+    store = Store(tmp_path / "store")
+    shared, first, second = plan_study(study, store).tasks
+    assert shared.shared
+    assert {first.parent, second.parent} == {shared.key}
+    outcomes = list(in_process(SilentReporter())((shared, first, second), store))
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    assert [outcome.done for outcome in outcomes] == [("validate", "train"), (), ("validate",)]
+    weights = [next((store.run(t.key) / "checkpoints").rglob("*.safetensors")) for t in (first, second)]
+    assert weights[0].stat().st_ino == weights[1].stat().st_ino
+    # The next study has the same simulation and a third sample: what is shared is there, wherever that is.
+    (project / "files" / "early.h5").write_bytes((project / "files" / "data.h5").read_bytes() + b"\0\0")
+    assert [row["done"] for row in run(study, tmp_path / "out")["rows"]] == [[], ["validate"]]
+    with open(project / "files" / "sim.h5", "ab") as handle:
+        handle.write(b"\0")
+    assert [row["done"] for row in run(study, tmp_path / "out")["rows"]] == [[], ["validate"]]
+
+
 @pytest.mark.fault(1, "a study that was killed goes on with what is missing")
 def test_a_study_that_was_killed_goes_on_with_what_is_missing(study_of, tmp_path):
     study = study_of(until="train", seeds=[1, 2])
