@@ -352,6 +352,14 @@ StudyStore = Annotated[
     Path | None,
     typer.Option("--store", metavar="DIR", help="Runs of all studies (default: 'store' beside --out)."),
 ]
+StudyFrom = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--from",
+        metavar="RUN",
+        help="A run whose finished stages and collisions are taken over where they fit; repeatable.",
+    ),
+]
 StudyWorkers = Annotated[
     int | None, typer.Option("--workers", "-w", min=1, help="Run points in this many processes (Dask).")
 ]
@@ -369,13 +377,14 @@ def study_run(
     options: opt.Options,
     study: StudyArgument,
     store: StudyStore = None,
+    finished: StudyFrom = None,
     workers: StudyWorkers = None,
     scheduler: StudyScheduler = None,
 ) -> None:
     """Run every point of a study; points that are done, by this or another study, are not done again."""
     from selfcal.cli.studies import Where, execute_study
 
-    execute_study(study, options, Where(store, workers, scheduler), resume=False)
+    execute_study(study, options, Where(store, tuple(finished or ()), workers, scheduler), resume=False)
 
 
 @study_app.command("resume", epilog=examples("study resume"))
@@ -384,13 +393,14 @@ def study_resume(
     options: opt.Options,
     study: StudyArgument,
     store: StudyStore = None,
+    finished: StudyFrom = None,
     workers: StudyWorkers = None,
     scheduler: StudyScheduler = None,
 ) -> None:
     """Go on with a study that was interrupted, or try its failed points again."""
     from selfcal.cli.studies import Where, execute_study
 
-    execute_study(study, options, Where(store, workers, scheduler), resume=True)
+    execute_study(study, options, Where(store, tuple(finished or ()), workers, scheduler), resume=True)
 
 
 @study_app.command("list", epilog=examples("study list"))

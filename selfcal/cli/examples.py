@@ -60,6 +60,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "study run": (
         ("selfcal study run closure --dry-run", "its points, and which are done"),
         ("selfcal study run closure --config small", "a few hundred jets: everything runs, no number counts"),
+        ("selfcal study run closure --from runs/demo", "what the demonstration has done is not done again"),
         ("selfcal study run closure --workers 4", "four processes of this machine"),
         ("selfcal study run mine.yaml --scheduler tcp://head:8786", "the workers of a Dask scheduler"),
     ),

@@ -24,9 +24,13 @@ class StudyFailed(SelfcalError):
 
 @dataclass(frozen=True)
 class Where:
-    """Where a study keeps its runs and who does the work: at most one of ``workers`` and ``scheduler``."""
+    """Where a study keeps its runs and who does the work: at most one of ``workers`` and ``scheduler``.
+
+    ``finished`` are runs outside of the store whose stages may be taken over.
+    """
 
     store: Path | None = None
+    finished: tuple[Path, ...] = ()
     workers: int | None = None
     scheduler: str | None = None
 
@@ -60,6 +64,8 @@ def execute_study(name: str, options: Options, where: Where, *, resume: bool) ->
     if options.dry_run:
         _show_plan(study, folder, planned, store, as_json=options.as_json)
         return
+    for run in where.finished:
+        store.include(run)
     reporter = reporter_for(options.quiet)
     execute = where.executor(reporter)
     with RunDirectory(folder).lock():

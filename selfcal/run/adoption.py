@@ -111,6 +111,14 @@ def keep_input_digests(known: Path, directory: RunDirectory) -> None:
         _copy(known, directory.stages / INPUT_DIGESTS)
 
 
+def share_files(source: Path, target: Path) -> None:
+    """Give ``target`` every file below ``source`` that it has not, as hard links where that is possible."""
+    for file in sorted(source.rglob("*")):
+        place = target / file.relative_to(source)
+        if file.is_file() and not place.exists():
+            _link(file, place)
+
+
 def _finished(stages: Sequence[Stage], context: RunContext) -> int:
     """How many of the first stages are current."""
     for number, state in enumerate(stage_states(stages, context)):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,8 @@ from pydantic import TypeAdapter
 
 from selfcal.config.loading import LoadedRun, load_run
 from selfcal.config.study import StudyConfig
-from selfcal.errors import DataError, Interrupted, SelfcalError
-from selfcal.run.adoption import has_finished, keep_input_digests
+from selfcal.errors import ConfigError, DataError, Interrupted, SelfcalError
+from selfcal.run.adoption import has_finished, keep_input_digests, share_files
 from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import Reporter, SilentReporter
 from selfcal.run.stages import (
@@ -105,8 +106,33 @@ class Store:
         """SHA-256 of input files."""
         return self.path / INPUT_DIGESTS
 
+    def include(self, run: Path) -> None:
+        """Let studies take over what a run outside of the store has finished, and the collisions it has made.
+
+        The store gets a link to it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no run.
+        """
+        directory = RunDirectory(run.resolve())
+        if not directory.stages.is_dir():
+            raise ConfigError(
+                "no run to take stages from",
+                where=str(run),
+                expected="the directory of a run, as --out gave it",
+            )
+        if directory.path.parent == self.path.resolve():
+            return
+        place = self.path / canonical_digest(str(directory.path))[:KEY_DIGITS]
+        if not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(os.path.relpath(directory.path, self.path.resolve()), target_is_directory=True)
+        share_files(directory.cache, self.collisions)
+
     def runs(self) -> list[RunDirectory]:
-        """All runs, those of other studies included."""
+        """All runs, those of other studies and linked ones included."""
         if not self.path.is_dir():
             return []
         return [RunDirectory(path) for path in sorted(self.path.iterdir()) if (path / "stages").is_dir()]

@@ -47,6 +47,24 @@ def test_a_second_study_computes_nothing_that_the_first_has(study_of, tmp_path):
     assert again["rows"][0]["key"] == summary["rows"][0]["key"]
 
 
+def test_a_run_from_elsewhere_lends_its_stages_and_collisions(study_of, tmp_path):
+    study = study_of(until="train", seeds=[1, 2])
+    run(study, tmp_path / "one" / "out")
+    made = tmp_path / "one" / "store" / plan_study(study, Store(tmp_path / "one" / "store")).keys[0]
+    lent = tmp_path / "runs" / "mine"
+    shutil.copytree(made, lent)
+    (lent / "cache" / "truth").mkdir(parents=True)
+    (lent / "cache" / "truth" / "0.safetensors").write_text("collisions")
+    store = Store(tmp_path / "two" / "store")
+    store.include(lent)
+    store.include(lent)
+    assert [folder.path.resolve() for folder in store.runs()] == [lent]
+    assert [row["done"] for row in run(study, tmp_path / "two" / "out")["rows"]] == [[], ["train"]]
+    assert (store.collisions / "truth" / "0.safetensors").read_text() == "collisions"
+    with pytest.raises(ConfigError, match="no run to take stages from"):
+        store.include(tmp_path / "runs")
+
+
 def test_a_key_depends_on_configuration_inputs_and_additions(study_of, project, tmp_path):
     store = Store(tmp_path / "store")
 
