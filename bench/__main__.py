@@ -24,8 +24,8 @@ from selfcal.data.reading import read_dataset
 from selfcal.generate.dataset import GenerateRequest, generate_dataset
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
+from selfcal.tagger.scoring import score_jets
 from selfcal.training.loop import train_tagger
-from selfcal.training.scoring import score_jets
 
 N_JETS = 1024
 COPIES = 8

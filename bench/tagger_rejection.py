@@ -36,7 +36,7 @@ from selfcal.data.samples import for_validation
 from selfcal.tagger.batching import TensorJets, epoch_batches, join
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, TaggerInputs, common_inputs, compute_features
-from selfcal.training.evaluation import score_tensors
+from selfcal.tagger.scoring import score_tensors
 from selfcal.training.objectives import supervised_loss
 from selfcal.training.schedule import learning_rate
 

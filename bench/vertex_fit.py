@@ -30,9 +30,9 @@ from selfcal.tagger.batching import TensorJets, join, sorted_batches
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.perigee import perigee_from_fields
+from selfcal.tagger.scoring import score_tensors
 from selfcal.tagger.vertex_fit import fit_vertices
 from selfcal.tagger.vertex_layer import fit_secondary_vertices
-from selfcal.training.evaluation import score_tensors
 from selfcal.training.loop import train_tagger
 from selfcal.training.objectives import supervised_loss
 

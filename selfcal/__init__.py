@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from selfcal.likelihood.workspace_fit import fit_workspace
     from selfcal.tagger.bundle import load_bundle
     from selfcal.tagger.discriminants import discriminant_b
-    from selfcal.training.scoring import score_jets
+    from selfcal.tagger.scoring import score_jets
     from selfcal.transport.calibration import load_calibration
 
 __version__ = "0.1.0"
@@ -52,7 +52,7 @@ _HOME = {
     "load_scores": "data.score_files",
     "read_dataset": "data.reading",
     "read_workspace": "likelihood.workspace_file",
-    "score_jets": "training.scoring",
+    "score_jets": "tagger.scoring",
 }
 
 

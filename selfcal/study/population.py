@@ -29,7 +29,7 @@ from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import thinned
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.tagger.discriminants import discriminant_b
-from selfcal.training.scoring import score_jets
+from selfcal.tagger.scoring import score_jets
 from selfcal.transport.control_regions import cards_of
 
 Floats = NDArray[np.float64]

@@ -34,10 +34,10 @@ from selfcal.penalty.contract import LearntPenalty
 from selfcal.tagger.batching import TensorJets
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
+from selfcal.tagger.scoring import score_tensors
 from selfcal.tagger.working_points import area_under_curve
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from selfcal.training.constraints import Constraints
-from selfcal.training.evaluation import score_tensors
 from selfcal.training.objectives import supervised_loss
 from selfcal.training.region_penalties import PenaltyInputs, RegionPenalty, prepare_penalties
 from selfcal.training.separation import Separation, lost_information, measure_separation

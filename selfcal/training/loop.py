@@ -24,8 +24,9 @@ from selfcal.run.metrics import read_metrics
 from selfcal.tagger.batching import TensorJets, epoch_batches
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.network import FlavourTagger
+from selfcal.tagger.scoring import device_of, score_tensors
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
-from selfcal.training.evaluation import device_of, score_tensors, summary, validation_losses
+from selfcal.training.evaluation import summary, validation_losses
 from selfcal.training.objectives import supervised_loss, weighted_total
 from selfcal.training.processes import current_processes
 from selfcal.training.reweighting import reweighted

@@ -26,7 +26,7 @@ from selfcal.data.reading import read_dataset
 from selfcal.data.units import UnitScales
 from selfcal.errors import DataError
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.scoring import regressed_pt_gev, score_jets
+from selfcal.tagger.scoring import regressed_pt_gev, score_jets
 
 CHUNK_JETS = 20_000
 _CHUNK_ROWS = 4096

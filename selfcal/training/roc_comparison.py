@@ -12,8 +12,8 @@ from selfcal.data.flavours import LIGHT, B, C
 from selfcal.data.jets import Jets
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.tagger.discriminants import discriminant_b
+from selfcal.tagger.scoring import score_jets
 from selfcal.tagger.working_points import roc_curve
-from selfcal.training.scoring import score_jets
 
 POINTS = 100
 EFFICIENCY_MIN = 0.4

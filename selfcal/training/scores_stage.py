@@ -19,8 +19,7 @@ from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.context import RunContext
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.evaluation import JetScores
-from selfcal.training.scoring import regressed_pt_gev, score_jets
+from selfcal.tagger.scoring import JetScores, regressed_pt_gev, score_jets
 from selfcal.training.separators import separator_columns
 
 Scorer = Callable[[Jets], JetScores]

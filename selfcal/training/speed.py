@@ -12,7 +12,7 @@ import torch
 from selfcal.config.training import TrainingConfig
 from selfcal.data.jets import Jets
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.evaluation import score_tensors
+from selfcal.tagger.scoring import score_tensors
 from selfcal.training.objectives import supervised_loss
 
 TIMED_JETS = 4096

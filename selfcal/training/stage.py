@@ -20,12 +20,12 @@ from selfcal.tagger.batching import TensorJets, join
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, save_bundle
 from selfcal.tagger.discriminants import discriminant_of
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
+from selfcal.tagger.scoring import regressed_pt_gev, score_jets
 from selfcal.tagger.working_points import roc_curve
 from selfcal.training.evaluation import add_bootstrap_errors, rejections, summary
 from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
 from selfcal.training.processes import current_processes
 from selfcal.training.response import measure_response
-from selfcal.training.scoring import regressed_pt_gev, score_jets
 from selfcal.training.speed import measure_speed
 
 TRAIN = "train"

@@ -22,7 +22,7 @@ from selfcal.run.atomic import read_arrays, read_json, write_json
 from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.study.pipeline import pipeline
-from selfcal.training.evaluation import JetScores
+from selfcal.tagger.scoring import JetScores
 from selfcal.training.scores_stage import scored
 
 EDGES = (0.5, 2.0)

@@ -14,7 +14,7 @@ from selfcal.errors import ConfigError
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.discriminants import discriminant_b
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
-from selfcal.training.scoring import regressed_pt_gev, score_jets
+from selfcal.tagger.scoring import regressed_pt_gev, score_jets
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")

@@ -23,7 +23,7 @@ from selfcal.sbi.donors import collect_donors
 from selfcal.sbi.smearing import smear
 from selfcal.sbi.stage import run_infer, thinned
 from selfcal.study.pipeline import pipeline, stages_for_verb
-from selfcal.training.evaluation import JetScores
+from selfcal.tagger.scoring import JetScores
 from selfcal.training.scores_stage import score_datasets
 
 SHIFTED = SmearingParameters(d0_core_scale_low=1.25, d0_core_scale_high=1.25, pileup_scale=1.5)

@@ -21,8 +21,8 @@ from selfcal.data.jets import Jets
 from selfcal.data.score_values import log_scores
 from selfcal.tagger.bundle import TaggerBundle, build_tagger, save_bundle
 from selfcal.tagger.discriminants import discriminant_b
+from selfcal.tagger.scoring import score_jets
 from selfcal.tagger.working_points import thresholds
-from selfcal.training.scoring import score_jets
 
 FIELDS = ("SelfCal_pb", "SelfCal_pc", "SelfCal_pu", "SelfCal_ptau")
 

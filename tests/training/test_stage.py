@@ -25,8 +25,8 @@ from selfcal.run.context import RunContext
 from selfcal.run.directory import RunDirectory
 from selfcal.tagger.bundle import load_bundle
 from selfcal.tagger.discriminants import discriminant_b, discriminant_of
+from selfcal.tagger.scoring import score_jets
 from selfcal.training.scores_stage import score_datasets, scorer_of
-from selfcal.training.scoring import score_jets
 from selfcal.training.stage import run_train
 
 

@@ -5,16 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.score_values import log_scores
 from selfcal.errors import DataError
-from selfcal.training import scoring
-from selfcal.training.scores_stage import event_index
-from selfcal.training.scoring import score_jets
+from selfcal.tagger import scoring
+from selfcal.tagger.bundle import TaggerBundle, build_tagger
+from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
+from selfcal.tagger.scoring import score_jets
+
+SMALL = TaggerConfig(width=16, layers=1, heads=2, feedforward_width=16, latent=8, dropout=0.1)
 
 
-def test_log_probabilities_are_normalised_and_in_the_order_of_the_jets(setup, make_jets):
-    bundle, jets = setup().bundle, make_jets(6, jets=100)
+@pytest.fixture
+def bundle(make_jets) -> TaggerBundle:
+    """A small tagger that has learnt nothing."""
+    jets = make_jets(6, jets=400, seed=1)
+    inputs = common_inputs([jets])
+    normalisation = Normalisation.measure([compute_features(jets, inputs)])
+    return TaggerBundle(SMALL, inputs, normalisation, build_tagger(SMALL, inputs, normalisation, seed=3))
+
+
+def test_log_probabilities_are_normalised_and_in_the_order_of_the_jets(bundle, make_jets):
+    jets = make_jets(6, jets=100)
     scores, latent, _ = score_jets(bundle, jets, with_latent=True)
     assert scores.dtype == np.float64
     np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, rtol=2e-7)
@@ -25,8 +38,8 @@ def test_log_probabilities_are_normalised_and_in_the_order_of_the_jets(setup, ma
         np.testing.assert_allclose(latent[i], alone_latent[0], atol=1e-5)
 
 
-def test_chunks_change_nothing(setup, make_jets, monkeypatch):
-    bundle, jets = setup().bundle, make_jets(6, jets=100)
+def test_chunks_change_nothing(bundle, make_jets, monkeypatch):
+    jets = make_jets(6, jets=100)
     whole, nothing, _ = score_jets(bundle, jets)
     monkeypatch.setattr(scoring, "CHUNK_JETS", 30)
     seen = []
@@ -37,29 +50,21 @@ def test_chunks_change_nothing(setup, make_jets, monkeypatch):
     np.testing.assert_array_equal(parts, whole)
 
 
-def test_scores_are_the_same_after_writing_and_reading(setup, make_jets):
-    scores = score_jets(setup().bundle, make_jets(6, jets=100)).log_probability
+def test_scores_are_the_same_after_writing_and_reading(bundle, make_jets):
+    scores = score_jets(bundle, make_jets(6, jets=100)).log_probability
     stored = np.exp(scores).astype(np.float32)
     np.testing.assert_array_equal(log_scores(stored.astype(np.float64), FLAVOURS, "file"), scores)
 
 
-def test_no_jets_and_jets_without_tracks(setup, make_jets):
-    bundle = setup().bundle
+def test_no_jets_and_jets_without_tracks(bundle, make_jets):
     scores, latent, _ = score_jets(bundle, make_jets([]), with_latent=True)
     assert scores.shape == (0, 4)
     assert latent.shape == (0, bundle.config.latent)
     assert np.isfinite(score_jets(bundle, make_jets([0, 0])).log_probability).all()
 
 
-def test_bad_inputs_are_refused(setup, make_jets):
+def test_bad_inputs_are_refused(bundle, make_jets):
     jets = make_jets([3])
     jets.tracks[0, 0] = np.nan
     with pytest.raises(DataError, match="d0: 1"):
-        score_jets(setup().bundle, jets)
-
-
-def test_event_index_numbers_distinct_events_consecutively():
-    run = np.array([2, 1, 1, 2, 1])
-    event = np.array([7, 7, 9, 7, 7])
-    np.testing.assert_array_equal(event_index(run, event), [2, 0, 1, 2, 0])
-    assert event_index(run[:0], event[:0]).shape == (0,)
+        score_jets(bundle, jets)

@@ -4,17 +4,63 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.data.score_values import log_scores
+from selfcal.tagger.batching import TensorJets, sorted_batches
 from selfcal.tagger.bundle import TaggerBundle
-from selfcal.training.evaluation import JetScores, score_tensors
+from selfcal.tagger.network import FlavourTagger
 
 CHUNK_JETS = 20_000
+EVALUATION_BATCH = 1024
+
+
+def device_of(model: FlavourTagger) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+class JetScores(NamedTuple):
+    """What a tagger says about N jets.
+
+    Attributes
+    ----------
+    log_probability : (N, 4) float64, ln p of the classes in ``FLAVOURS`` order
+    latent : (N, H) float32, or None if not asked for
+    log_response : (N,) float64, ln of true pT over pT; None from a tagger without that head
+    """
+
+    log_probability: NDArray[np.float64]
+    latent: NDArray[np.float32] | None = None
+    log_response: NDArray[np.float64] | None = None
+
+
+def score_tensors(model: FlavourTagger, jets: TensorJets, *, with_latent: bool = False) -> JetScores:
+    """What ``model`` says about prepared jets, in their order.
+
+    The softmax is taken in float64: probabilities far below float32's epsilon keep their digits.
+    """
+    was_training, device = model.training, device_of(model)
+    model.eval()
+    log_probability = np.empty((len(jets), len(FLAVOURS)))
+    latent = np.empty((len(jets), model.latent.out_features), np.float32) if with_latent else None
+    log_response = np.empty(len(jets)) if model.response is not None else None
+    with torch.no_grad():
+        for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
+            output = model(jets.batch(index).to(device), with_origin=False, with_vertex=False)
+            log_probability[index] = output.logits.double().log_softmax(dim=1).cpu().numpy()
+            if latent is not None:
+                latent[index] = output.latent.cpu().numpy()
+            if log_response is not None:
+                log_response[index] = output.log_response.cpu().numpy()
+    model.train(was_training)
+    return JetScores(log_probability, latent, log_response)
 
 
 def score_jets(
