@@ -6,17 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfcal.config.calibration import MapConfig
 from selfcal.transport.maps import InvertibleMap
 
 
 class StretchMap(InvertibleMap):
     """Stretches each coordinate about zero; the identity when new, because a = b = 0."""
 
-    def __init__(self, coordinates: int, prior_width: float = 0.3) -> None:
+    def __init__(self, coordinates: int, conditions: int, config: MapConfig) -> None:
+        del conditions  # only the first, pT, is used
         super().__init__()
         self.constant = nn.Parameter(torch.zeros(coordinates, dtype=torch.float64))
         self.slope = nn.Parameter(torch.zeros(coordinates, dtype=torch.float64))
-        self.prior_width = prior_width
+        self.prior_width = config.displacement_scale
 
     def _log_factor(self, conditions: Float[Tensor, "jets conditions"]) -> Float[Tensor, "jets coordinates"]:
         return self.constant + conditions[:, :1] * self.slope

@@ -7,8 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive, PositiveInt
-from selfcal.config.evaluation import Family
+from selfcal.config.evaluation import Family, MapFamily
 from selfcal.config.training import JointConfig
+
+WITHOUT_INVERSE: frozenset[MapFamily] = frozenset({"residual"})
+"""Families that promise no inverse, and so are fitted by a distance."""
 
 
 class MapConfig(Configured):
@@ -26,7 +29,7 @@ class MapConfig(Configured):
     price: its affine part has a prior of its own (of width ``displacement_scale``).
     """
 
-    family: Literal["flow", "residual", "brenier", "switch", "identity"] = "flow"
+    family: MapFamily = "flow"
     library: Literal["zuko", "nflows"] = "zuko"
     structure: Literal["coupling", "autoregressive"] = "coupling"
     fit_by: Literal["auto", "likelihood", "divergence"] = "auto"
@@ -45,8 +48,8 @@ class MapConfig(Configured):
     def _check(self) -> Self:
         if self.structure == "autoregressive" and self.library != "zuko":
             raise ValueError(f"'structure: autoregressive' is by zuko only, found 'library: {self.library}'")
-        if self.family == "residual" and self.fit_by == "likelihood":
-            raise ValueError("'family: residual' has no inverse, which 'fit_by: likelihood' needs")
+        if self.family in WITHOUT_INVERSE and self.fit_by == "likelihood":
+            raise ValueError(f"'family: {self.family}' has no inverse, which 'fit_by: likelihood' needs")
         if self.displacement_on == "splines" and (self.family != "flow" or not self.by_likelihood):
             raise ValueError("'displacement_on: splines' is for 'family: flow', fitted by likelihood")
         return self
@@ -54,7 +57,7 @@ class MapConfig(Configured):
     @property
     def by_likelihood(self) -> bool:
         """Whether the map is fitted by the mixture likelihood, not by a distance between samples."""
-        return self.fit_by == "likelihood" or (self.fit_by == "auto" and self.family != "residual")
+        return self.fit_by == "likelihood" or (self.fit_by == "auto" and self.family not in WITHOUT_INVERSE)
 
 
 Separator = Literal["displaced_tracks", "mirrored_tracks", "displaced_mass"]

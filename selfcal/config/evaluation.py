@@ -8,18 +8,19 @@ from pydantic import Field, model_validator
 
 from selfcal.config.base import Configured, Positive
 
+MapFamily = Literal["identity", "residual", "brenier", "flow", "switch"]
+"""The families of calibration maps, ``calibration.map.family``; ``transport/choice.py`` builds each."""
+
 Family = Literal[
-    "identity",
-    "residual",
+    MapFamily,
     "residual_sliced_wasserstein",
     "residual_mmd",
-    "brenier",
-    "flow",
     "flow_energy",
     "flow_autoregressive",
     "flow_nflows",
-    "switch",
 ]
+"""What is judged side by side: every family, and some with other settings than their first."""
+
 Reference = Literal[
     "optimal_transport", "sinkhorn", "quantile_morphing", "binned_scale_factors", "classifier_reweighting"
 ]

@@ -14,14 +14,11 @@ from selfcal.tagger.batching import TensorJets, sorted_batches
 from selfcal.tagger.network import FlavourTagger
 from selfcal.tagger.scoring import EVALUATION_BATCH, device_of
 from selfcal.tagger.working_points import area_under_curve, efficiency, thresholds
-from selfcal.training.objectives import flavour_loss, origin_loss, response_loss, vertex_loss
+from selfcal.training.objectives import mean_losses
 
 
 def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float]:
-    """Mean ``flavour``, ``origin`` and ``vertex`` loss over all jets, tracks and pairs (see objectives).
-
-    ``response`` too if the tagger has that head and the true pT is known.
-    """
+    """Mean loss of every head over all jets, tracks or pairs (see objectives), where its truth is known."""
     was_training, device = model.training, device_of(model)
     model.eval()
     sums: dict[str, NDArray[np.float64]] = {}
@@ -29,14 +26,7 @@ def validation_losses(model: FlavourTagger, jets: TensorJets) -> dict[str, float
         for index in sorted_batches(jets.n_tracks, EVALUATION_BATCH):
             batch = jets.batch(index).to(device)
             output = model(batch)
-            means = {
-                "flavour": flavour_loss(output.logits, batch.flavour, batch.weight),
-                "origin": origin_loss(output.origin_logits, batch.origin),
-                "vertex": vertex_loss(output.vertex_logits, output.pairs, batch.vertex),
-            }
-            if output.log_response is not None and batch.log_response is not None:
-                means["response"] = response_loss(output.log_response, batch.log_response, batch.weight)
-            for name, mean in means.items():
+            for name, mean in mean_losses(output, batch).items():
                 parts = np.array([float(mean.numerator), float(mean.denominator)])
                 sums[name] = sums.get(name, np.zeros(2)) + parts
     model.train(was_training)

@@ -33,7 +33,6 @@ from selfcal.training.reweighting import reweighted
 from selfcal.training.schedule import learning_rate
 
 METRICS_STAGE = "train"
-LOSSES = ("total", "flavour", "origin", "vertex", "response")
 
 
 @dataclass(frozen=True)
@@ -205,12 +204,13 @@ class _Training:
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         processes.total_gradients(list(self.model.parameters()))
-        values = processes.total(torch.stack([getattr(loss, name) for name in LOSSES])).tolist()
+        losses = {"total": loss.total, **loss.parts}
+        values = processes.total(torch.stack(list(losses.values()))).tolist()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self._refuse_divergence(values[0], norm, done)
         self.optimiser.step()
         sums = self.state.sums
-        for name, value in zip(LOSSES, values, strict=True):
+        for name, value in zip(losses, values, strict=True):
             sums[name] = sums.get(name, 0.0) + value
 
     def _refuse_divergence(self, loss: float, norm: Tensor, done: int) -> None:

@@ -6,7 +6,7 @@ over several processes, or over several batches, is the ratio of sums and not th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -38,22 +38,19 @@ class WeightedMean(NamedTuple):
 
 @dataclass(frozen=True)
 class TaggerLoss:
-    """``total`` = ``flavour`` + the weighted sum of the others, all scalar tensors.
+    """``total`` = L_flavour + the weighted sum of the others; ``parts`` by the names of :data:`LOSSES`.
 
     With several processes these are the shares of this one: their sums are the losses of the whole batch.
     """
 
     total: Tensor
-    flavour: Tensor
-    origin: Tensor
-    vertex: Tensor
-    response: Tensor
+    parts: Mapping[str, Tensor]
 
 
 def supervised_loss(
     model: FlavourTagger, batch: JetBatch, config: TrainingConfig, processes: Processes = ALONE
 ) -> tuple[TaggerLoss, TaggerOutput]:
-    """L_flavour + w L_origin + v L_vertex + u L_response of ``model``, with the weights of ``config``.
+    """L_flavour + Σ w_i L_i of ``model`` over its other heads, with the weights of ``config``.
 
     A head whose loss has weight zero is not computed, and its loss is zero. With
     ``config.precision`` bfloat16 the model runs in mixed precision, the losses in float32.
@@ -69,28 +66,29 @@ def tagger_loss(
     output: TaggerOutput, batch: JetBatch, config: TrainingConfig, processes: Processes = ALONE
 ) -> TaggerLoss:
     """The losses of an output; zero for a head that it has not."""
-    means = {"flavour": flavour_loss(output.logits.float(), batch.flavour, batch.weight)}
-    if output.origin_logits is not None:
-        means["origin"] = origin_loss(output.origin_logits.float(), batch.origin)
-    if output.vertex_logits is not None and output.pairs is not None:
-        means["vertex"] = vertex_loss(output.vertex_logits.float(), output.pairs, batch.vertex)
-    if output.log_response is not None and batch.log_response is not None:
-        means["response"] = response_loss(output.log_response.float(), batch.log_response, batch.weight)
+    single = {n: value.float() for n, value in output._asdict().items() if isinstance(value, Tensor)}
+    means = mean_losses(output._replace(**single), batch)
     denominators = processes.total(torch.stack([mean.denominator for mean in means.values()]))
     shares = {
         name: WeightedMean(mean.numerator, denominator).value
         for (name, mean), denominator in zip(means.items(), denominators, strict=True)
     }
     zero = torch.zeros_like(shares["flavour"])
-    parts = {name: shares.get(name, zero) for name in ("flavour", "origin", "vertex", "response")}
-    return TaggerLoss(total=weighted_total(parts, config), **parts)
+    parts = {name: shares.get(name, zero) for name in LOSSES}
+    return TaggerLoss(weighted_total(parts, config), parts)
+
+
+def mean_losses(output: TaggerOutput, batch: JetBatch) -> dict[str, WeightedMean]:
+    """The losses of the heads that ``output`` has and ``batch`` knows the truth for, by name."""
+    means = {name: loss(output, batch) for name, loss in LOSSES.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def weighted_total(losses: Mapping[str, Value], config: TrainingConfig) -> Value:
-    """L_flavour + w L_origin + v L_vertex + u L_response; losses that are absent count as zero."""
+    """L_flavour + Σ w_i L_i, w_i the key ``<name>_loss_weight``; losses that are absent count as zero."""
     total = losses["flavour"]
-    for name in ("origin", "vertex", "response"):
-        if name in losses:
+    for name in LOSSES:
+        if name != "flavour" and name in losses:
             total = total + getattr(config, f"{name}_loss_weight") * losses[name]
     return total
 
@@ -144,3 +142,33 @@ def same_vertex(
     """Whether the two tracks of each pair share a true vertex, and whether that is known."""
     first, second = vertex[pairs.jet, pairs.first], vertex[pairs.jet, pairs.second]
     return (first == second) & (first >= 0), (first != UNKNOWN_VERTEX) & (second != UNKNOWN_VERTEX)
+
+
+def _flavour(output: TaggerOutput, batch: JetBatch) -> WeightedMean:
+    return flavour_loss(output.logits, batch.flavour, batch.weight)
+
+
+def _origin(output: TaggerOutput, batch: JetBatch) -> WeightedMean | None:
+    return None if output.origin_logits is None else origin_loss(output.origin_logits, batch.origin)
+
+
+def _vertex(output: TaggerOutput, batch: JetBatch) -> WeightedMean | None:
+    if output.vertex_logits is None or output.pairs is None:
+        return None
+    return vertex_loss(output.vertex_logits, output.pairs, batch.vertex)
+
+
+def _response(output: TaggerOutput, batch: JetBatch) -> WeightedMean | None:
+    if output.log_response is None or batch.log_response is None:
+        return None
+    return response_loss(output.log_response, batch.log_response, batch.weight)
+
+
+LOSSES: Mapping[str, Callable[[TaggerOutput, JetBatch], WeightedMean | None]] = {
+    "flavour": _flavour,
+    "origin": _origin,
+    "vertex": _vertex,
+    "response": _response,
+}
+"""The loss of every head, None where the tagger lacks the head or the jets its truth. All but the first have
+their weight in ``training.<name>_loss_weight``."""

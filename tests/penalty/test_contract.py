@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from selfcal.config.calibration import MapConfig
+from selfcal.config.training import PenaltyName
 from selfcal.errors import DataError
-from selfcal.penalty.choice import BUILDERS, build_penalty
+from selfcal.penalty.choice import BUILDERS, DISTANCES, build_penalty
 from selfcal.penalty.contract import LearntPenalty, Penalty, PenaltySample, null_distances
 from selfcal.penalty.expected_variance import BinnedRegion
 
@@ -64,6 +67,11 @@ def seasoned(name: str, shift: float = 0.7, steps: int = 40) -> Penalty:
 @pytest.fixture(params=BUILDERS, scope="module")
 def penalty(request) -> Penalty:
     return seasoned(request.param)
+
+
+def test_every_name_of_the_configuration_can_be_built() -> None:
+    assert set(BUILDERS) == set(get_args(PenaltyName))
+    assert set(DISTANCES) == set(get_args(MapConfig.model_fields["distance"].annotation))
 
 
 def test_has_the_name_it_is_chosen_by(penalty: Penalty) -> None:

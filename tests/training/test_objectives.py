@@ -11,7 +11,14 @@ from selfcal.config.training import TrainingConfig
 from selfcal.tagger.batching import JetBatch
 from selfcal.tagger.network import TaggerOutput
 from selfcal.tagger.pairs import pair_matrix, track_pairs
-from selfcal.training.objectives import flavour_loss, origin_loss, response_loss, tagger_loss, vertex_loss
+from selfcal.training.objectives import (
+    LOSSES,
+    flavour_loss,
+    origin_loss,
+    response_loss,
+    tagger_loss,
+    vertex_loss,
+)
 
 
 def _slow_origin_loss(logits, origin):
@@ -130,8 +137,14 @@ def test_total_is_the_weighted_sum_of_its_parts():
     )
     config = TrainingConfig(origin_loss_weight=0.5, vertex_loss_weight=1.5)
     loss = tagger_loss(output, batch, config)
-    expected = float(loss.flavour) + 0.5 * float(loss.origin) + 1.5 * float(loss.vertex)
+    flavour, origin, vertex = (float(loss.parts[name]) for name in ("flavour", "origin", "vertex"))
+    expected = flavour + 0.5 * origin + 1.5 * vertex
     assert float(loss.total) == pytest.approx(expected, rel=1e-6)
-    assert min(float(loss.origin), float(loss.vertex)) > 0
+    assert min(origin, vertex) > 0
     without = tagger_loss(output._replace(origin_logits=None, vertex_logits=None), batch, config)
-    assert float(without.total) == float(loss.flavour)
+    assert float(without.total) == flavour
+
+
+def test_every_loss_but_that_of_the_flavour_has_a_weight_in_the_configuration():
+    weights = {name for name in TrainingConfig.model_fields if name.endswith("_loss_weight")}
+    assert weights == {f"{name}_loss_weight" for name in LOSSES if name != "flavour"}

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from selfcal.config.calibration import MapConfig
+from selfcal.config.evaluation import FAMILIES
 from selfcal.run.atomic import write_arrays
 from selfcal.transport.calibration import collect, load_calibration, save_calibration
-from selfcal.transport.choice import FAMILY_OPTIONS, family_of, map_config
+from selfcal.transport.choice import family_of, map_config
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import derive, number_of_tasks
@@ -22,7 +23,7 @@ from tests.transport.synthetic_world import CONFIG, REGIONS, SyntheticWorld, pre
 
 def test_the_family_of_a_configuration_is_found_again() -> None:
     base = MapConfig(steps=7, displacement_scale=0.3)
-    for name in FAMILY_OPTIONS:
+    for name in FAMILIES:
         changed = map_config(name, base)
         assert family_of(changed) == name
         assert changed.steps == 7

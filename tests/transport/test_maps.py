@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from selfcal.config.calibration import MapConfig
+from selfcal.config.calibration import WITHOUT_INVERSE, MapConfig
+from selfcal.config.evaluation import FAMILIES, MapFamily
 from selfcal.errors import ConfigError
 from selfcal.run.atomic import read_arrays, write_arrays
 from selfcal.transport.affine_map import AffineMap
+from selfcal.transport.choice import BUILDERS as FAMILY_BUILDERS
 from selfcal.transport.choice import build_maps
 from selfcal.transport.flow_map import FlowMap
 from selfcal.transport.latent_map import LatentMap, moved_log_probability
@@ -25,23 +28,31 @@ def of_config(**settings: Any) -> Callable[[], CalibrationMap]:
     return lambda: build_maps(MapConfig(**settings), 3, 2).of(0)
 
 
+def example_map(coordinates: int, conditions: int, config: MapConfig) -> CalibrationMap:
+    names = runpy.run_path(str(Path(__file__).parents[2] / "docs/examples/stretch_map.py"))
+    built = names["StretchMap"](coordinates, conditions, config)
+    assert isinstance(built, InvertibleMap)
+    return built
+
+
 BUILDERS: dict[str, Callable[[], CalibrationMap]] = {
-    "identity": of_config(family="identity"),
+    **{family: of_config(family=family) for family in FAMILY_BUILDERS},
     "affine": lambda: AffineMap(3, 2, 0.3),
-    "coupling flow by zuko": of_config(family="flow", library="zuko"),
     "autoregressive flow by zuko": of_config(family="flow", structure="autoregressive"),
     "coupling flow by nflows": of_config(family="flow", library="nflows"),
-    "switch": of_config(family="switch"),
     "switch, autoregressive": of_config(family="switch", structure="autoregressive"),
-    "brenier": of_config(family="brenier"),
-    "residual": of_config(family="residual"),
+    "example of the documentation": lambda: example_map(3, 2, MapConfig()),
     "latent": lambda: LatentMap(3, 2, MapConfig(), rank=2),
 }
 INVERTIBLE = [name for name, build in BUILDERS.items() if isinstance(build(), InvertibleMap)]
 
 
 def test_which_families_promise_an_inverse() -> None:
-    assert set(BUILDERS) - set(INVERTIBLE) == {"residual", "latent"}
+    assert set(BUILDERS) - set(INVERTIBLE) == {*WITHOUT_INVERSE, "latent"}
+
+
+def test_every_family_of_the_configuration_can_be_built_and_judged() -> None:
+    assert set(FAMILY_BUILDERS) == set(get_args(MapFamily)) <= set(FAMILIES)
 
 
 @pytest.fixture
