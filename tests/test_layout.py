@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,14 @@ MAY_USE = {
 
 def folder_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
+
+
+def test_the_table_of_the_architecture_says_what_may_be_imported():
+    text = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)/` \|.*\|([^|]*)\|$", text, re.M)
+    said = {folder: set(re.findall(r"`(\w+)`", imports)) for folder, imports in table}
+    assert said.pop("cli") == set()
+    assert said == {name: allowed - {"errors"} for name, allowed in MAY_USE.items() if name != "errors"}
 
 
 def test_arrows_run_one_way():
