@@ -66,8 +66,7 @@ def tagger_loss(
     output: TaggerOutput, batch: JetBatch, config: TrainingConfig, processes: Processes = ALONE
 ) -> TaggerLoss:
     """The losses of an output; zero for a head that it has not."""
-    single = {n: value.float() for n, value in output._asdict().items() if isinstance(value, Tensor)}
-    means = mean_losses(output._replace(**single), batch)
+    means = mean_losses(output, batch)
     denominators = processes.total(torch.stack([mean.denominator for mean in means.values()]))
     shares = {
         name: WeightedMean(mean.numerator, denominator).value
@@ -145,23 +144,25 @@ def same_vertex(
 
 
 def _flavour(output: TaggerOutput, batch: JetBatch) -> WeightedMean:
-    return flavour_loss(output.logits, batch.flavour, batch.weight)
+    return flavour_loss(output.logits.float(), batch.flavour, batch.weight)
 
 
 def _origin(output: TaggerOutput, batch: JetBatch) -> WeightedMean | None:
-    return None if output.origin_logits is None else origin_loss(output.origin_logits, batch.origin)
+    if output.origin_logits is None:
+        return None
+    return origin_loss(output.origin_logits.float(), batch.origin)
 
 
 def _vertex(output: TaggerOutput, batch: JetBatch) -> WeightedMean | None:
     if output.vertex_logits is None or output.pairs is None:
         return None
-    return vertex_loss(output.vertex_logits, output.pairs, batch.vertex)
+    return vertex_loss(output.vertex_logits.float(), output.pairs, batch.vertex)
 
 
 def _response(output: TaggerOutput, batch: JetBatch) -> WeightedMean | None:
     if output.log_response is None or batch.log_response is None:
         return None
-    return response_loss(output.log_response, batch.log_response, batch.weight)
+    return response_loss(output.log_response.float(), batch.log_response, batch.weight)
 
 
 LOSSES: Mapping[str, Callable[[TaggerOutput, JetBatch], WeightedMean | None]] = {
