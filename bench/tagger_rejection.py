@@ -114,7 +114,7 @@ def train_ours(
         loss.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
         optimiser.step()
-        history.append(float(loss.flavour.detach()))
+        history.append(float(loss.parts["flavour"].detach()))
     spent = time.process_time() - begin
     np.save(output, score_tensors(model, contest.test).log_probability)
     parameters = sum(p.numel() for p in model.parameters())

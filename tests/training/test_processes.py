@@ -57,7 +57,7 @@ def gradients_and_losses(training: Setup, vertex_loss_weight: float, processes) 
     loss, _ = supervised_loss(model, training.train.batch(index), config, processes)
     loss.total.backward()
     processes.total_gradients(list(model.parameters()))
-    losses = {name: processes.total(getattr(loss, name)) for name in ("total", "flavour", "origin", "vertex")}
+    losses = {name: processes.total(part) for name, part in {"total": loss.total, **loss.parts}.items()}
     return losses | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
