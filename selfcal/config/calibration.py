@@ -21,7 +21,7 @@ class MapConfig(Configured):
     of a convex function: optimal transport by construction), ``switch`` (one flow for both samples; not a map
     of small displacement) or ``identity``. ``structure`` and ``library`` concern the splines of ``flow`` and
     ``switch``. ``fit_by: auto`` is the mixture likelihood where the family has an inverse, else a distance
-    between simulation and data (``divergence``); ``distance`` says which: the energy distance that also
+    between simulation and data (``fit_by: distance``); ``distance`` says which: the energy distance that also
     fits the composition, sliced Wasserstein, or the maximum mean discrepancy.
     ``displacement_scale`` is how far a detector plausibly moves a jet, in standard deviations
     of the scores; moving all jets of a flavour that far costs the log-likelihood half of
@@ -32,7 +32,7 @@ class MapConfig(Configured):
     family: MapFamily = "flow"
     library: Literal["zuko", "nflows"] = "zuko"
     structure: Literal["coupling", "autoregressive"] = "coupling"
-    fit_by: Literal["auto", "likelihood", "divergence"] = "auto"
+    fit_by: Literal["auto", "likelihood", "distance"] = "auto"
     distance: Literal["energy", "sliced_wasserstein", "mmd"] = "energy"
     transforms: PositiveInt = 1
     hidden_width: PositiveInt = 32

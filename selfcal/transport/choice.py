@@ -31,7 +31,7 @@ FAMILY_OPTIONS: Mapping[Family, Mapping[str, Any]] = {
         "family": "flow",
         "library": "zuko",
         "structure": "coupling",
-        "fit_by": "divergence",
+        "fit_by": "distance",
         "distance": "energy",
     },
     "flow_autoregressive": {"family": "flow", "library": "zuko", "structure": "autoregressive"},

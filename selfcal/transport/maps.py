@@ -121,7 +121,7 @@ class FlavourMaps(nn.Module):
                 f"{type(chosen).__name__} has no inverse, which the likelihood of data needs",
                 where="calibration.map",
                 expected="a family with an inverse, such as flow",
-                fix="set calibration.map.fit_by: divergence, or choose another family",
+                fix="set calibration.map.fit_by: distance, or choose another family",
             )
         return chosen
 

@@ -70,7 +70,7 @@ def test_light_jets_move_by_the_true_shift(calibration: Calibration, world: Synt
     assert np.abs((moved - before).mean(0).numpy() - expected).max() < 0.06
 
 
-@pytest.mark.parametrize("settings", [{"family": "residual"}, {"family": "brenier", "fit_by": "divergence"}])
+@pytest.mark.parametrize("settings", [{"family": "residual"}, {"family": "brenier", "fit_by": "distance"}])
 def test_maps_by_distance_move_light_jets_by_the_true_shift(
     settings: dict[str, str], world: SyntheticWorld, tmp_path: Path
 ) -> None:

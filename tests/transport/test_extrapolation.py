@@ -51,7 +51,7 @@ def test_half_the_nearest_shift_or_the_prior_whichever_is_larger(
         assert torch.equal(found.of(other).constant, stiff.of(other).constant)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("fit_by", ["likelihood", "divergence"])
+@pytest.mark.parametrize("fit_by", ["likelihood", "distance"])
 def test_the_map_of_an_undetermined_flavour_stays_the_identity(
     world: SyntheticWorld, tmp_path: Path, fit_by: str
 ) -> None:

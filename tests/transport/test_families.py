@@ -28,8 +28,8 @@ def test_the_family_of_a_configuration_is_found_again() -> None:
         assert family_of(changed) == name
         assert changed.steps == 7
         assert changed.displacement_scale == 0.3
-    assert family_of(MapConfig(family="flow", fit_by="divergence")) == "flow_energy"
-    assert family_of(MapConfig(family="brenier", fit_by="divergence")) is None
+    assert family_of(MapConfig(family="flow", fit_by="distance")) == "flow_energy"
+    assert family_of(MapConfig(family="brenier", fit_by="distance")) is None
     assert family_of(MapConfig(family="residual")) == "residual"
 
 

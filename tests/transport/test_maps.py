@@ -224,6 +224,6 @@ def test_the_price_of_splines_leaves_out_the_affine_part(points: tuple[Tensor, T
 
 
 def test_a_price_of_splines_needs_splines_and_the_likelihood() -> None:
-    for settings in ({"family": "brenier"}, {"family": "residual"}, {"fit_by": "divergence"}):
+    for settings in ({"family": "brenier"}, {"family": "residual"}, {"fit_by": "distance"}):
         with pytest.raises(ValidationError, match="displacement_on: splines"):
             MapConfig(displacement_on="splines", **settings)
