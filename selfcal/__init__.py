@@ -10,35 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfcal.config.loading import load_run
-    from selfcal.data.inspection import inspect_file
-    from selfcal.data.jet_reader import Wanted
-    from selfcal.data.reading import read_dataset
-    from selfcal.data.score_files import load_scores
-    from selfcal.export.rows import load_scale_factors
-    from selfcal.likelihood.workspace_file import read_workspace
-    from selfcal.likelihood.workspace_fit import fit_workspace
-    from selfcal.tagger.bundle import load_bundle
-    from selfcal.tagger.discriminants import discriminant_b
-    from selfcal.tagger.scoring import score_jets
-    from selfcal.transport.calibration import load_calibration
+    from selfcal.config.loading import load_run as load_run
+    from selfcal.data.inspection import inspect_file as inspect_file
+    from selfcal.data.jet_reader import Wanted as Wanted
+    from selfcal.data.reading import read_dataset as read_dataset
+    from selfcal.data.score_files import load_scores as load_scores
+    from selfcal.export.rows import load_scale_factors as load_scale_factors
+    from selfcal.likelihood.workspace_file import read_workspace as read_workspace
+    from selfcal.likelihood.workspace_fit import fit_workspace as fit_workspace
+    from selfcal.tagger.bundle import load_bundle as load_bundle
+    from selfcal.tagger.discriminants import discriminant_b as discriminant_b
+    from selfcal.tagger.scoring import score_jets as score_jets
+    from selfcal.transport.calibration import load_calibration as load_calibration
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Wanted",
-    "discriminant_b",
-    "fit_workspace",
-    "inspect_file",
-    "load_bundle",
-    "load_calibration",
-    "load_run",
-    "load_scale_factors",
-    "load_scores",
-    "read_dataset",
-    "read_workspace",
-    "score_jets",
-]
 
 _HOME = {
     "Wanted": "data.jet_reader",
@@ -54,6 +39,7 @@ _HOME = {
     "read_workspace": "likelihood.workspace_file",
     "score_jets": "tagger.scoring",
 }
+__all__ = tuple(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -204,3 +204,40 @@ def test_dataclasses_are_frozen():
                         found[node.name] = name_of(path)
     assert set(found.values()) == MUTABLE
     assert len(found) == 11
+
+
+def public_functions(body: list[ast.stmt]) -> list[ast.FunctionDef]:
+    found = [node for node in body if isinstance(node, ast.FunctionDef)]
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += public_functions(node.body)
+    return [node for node in found if not node.name.startswith("_")]
+
+
+def test_what_a_function_raises_stands_in_its_docstring():
+    """Of our errors; the verbs of the command line, whose docstrings are their help, are left out."""
+    silent, speaking = [], 0
+    for path in set(modules()) - {PACKAGE / "cli" / "app.py"}:
+        for function in public_functions(ast.parse(path.read_text()).body):
+            text = ast.get_docstring(function) or ""
+            within = [node for node in ast.walk(function) if isinstance(node, ast.FunctionDef)][1:]
+            for node in set(ast.walk(function)) - {below for one in within for below in ast.walk(one)}:
+                raised = ast.unparse(node.exc) if isinstance(node, ast.Raise) and node.exc else ""
+                name = raised.partition("(")[0]
+                if name in {"ConfigError", "DataError", "FitError", "Interrupted"}:
+                    speaking += 1
+                    if name not in text:
+                        silent.append(f"{name_of(path)}:{function.name} {name}")
+    assert sorted(silent) == []
+    assert speaking > 200
+
+
+def test_long_lists_of_arguments_are_named():
+    """From eight on: two of one type in the wrong order look right, also to the type checker."""
+    calls = [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node.func)}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and len(node.args) >= 8 and "*" not in ast.unparse(node)
+    ]
+    assert calls == []

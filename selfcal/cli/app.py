@@ -308,7 +308,7 @@ def schema(
     del debug
     from typing import get_args
 
-    from selfcal.cli.execution import print_json
+    from selfcal.cli.execution import print_json, refuse_existing
     from selfcal.config.schema import json_schema
     from selfcal.run.atomic import write_json
 
@@ -319,8 +319,7 @@ def schema(
     if out is None:
         print_json(json_schema(chosen))
         return
-    if out.exists():
-        raise ConfigError("the file exists already", where=str(out), fix="choose another --out")
+    refuse_existing(out, "--out")
     write_json(out, json_schema(chosen))
 
 

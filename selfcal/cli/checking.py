@@ -16,7 +16,13 @@ from selfcal.run.card_files import card_files
 
 
 def validate_cards_or_run(options: Options) -> None:
-    """Tell cards from configurations by their keys, and check them."""
+    """Tell cards from configurations by their keys, and check them.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to check, both kinds are given together, or a file is wrong.
+    """
     if not options.configurations:
         raise ConfigError("nothing to validate", expected="paths of data cards or of run configurations")
     is_card = [_is_card(find_configuration(name)) for name in options.configurations]

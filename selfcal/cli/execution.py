@@ -27,6 +27,11 @@ def execute(verb: str, options: Options, *, resume: bool = False, evaluate: bool
     """Do ``verb`` (``run`` or one stage) and print the outcome.
 
     ``evaluate`` judges the maps of several families once the stage is done.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run to resume, or its configuration is wrong.
     """
     set_log_level(options.verbose)
     loaded = load_run(options.configurations, options.assignments, options.seed)
@@ -171,6 +176,18 @@ def _input_facts(context: RunContext, card: DataCard) -> dict[str, Any]:
         "files": [str(path) for path in paths],
         "source": f"{count} jets in {len(paths)} file(s)",
     }
+
+
+def refuse_existing(path: Path | None, option: str) -> None:
+    """Overwrite no file: ``option`` is what names another one.
+
+    Raises
+    ------
+    ConfigError
+        If there is something at ``path``.
+    """
+    if path is not None and path.exists():
+        raise ConfigError("the file exists already", where=str(path), fix=f"choose another {option}")
 
 
 def print_json(content: object) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfcal.cli.execution import print_json
-from selfcal.errors import ConfigError
+from selfcal.cli.execution import print_json, refuse_existing
 
 
 def infer_histograms(
     data: Path, simulation: Path, *, modelling_error: float, plot: Path | None, as_json: bool
 ) -> None:
-    """Print one line per histogram, or JSON; with ``plot`` draw them."""
+    """Print one line per histogram, or JSON; with ``plot`` draw them.
+
+    Raises
+    ------
+    ConfigError
+        If the file of ``plot`` exists already.
+    """
     from selfcal.sbi.histogram_inference import PARAMETER_NAMES, as_json_rows, infer_from_files
 
-    if plot is not None and plot.exists():
-        raise ConfigError("the file exists already", where=str(plot), fix="choose another --plot")
+    refuse_existing(plot, "--plot")
     found = infer_from_files(data, simulation, modelling_error)
     if plot is not None:
         from selfcal.report.figures.resolution import draw_resolution
@@ -31,11 +35,16 @@ def infer_histograms(
 
 
 def compare_with_prior(data: Path, simulation: Path, *, plot: Path | None, as_json: bool) -> None:
-    """Print data over simulation and what the priors predict, one line per histogram, or JSON."""
+    """Print data over simulation and what the priors predict, one line per histogram, or JSON.
+
+    Raises
+    ------
+    ConfigError
+        If the file of ``plot`` exists already.
+    """
     from selfcal.sbi.prior_predictive import prior_predictive_of_files
 
-    if plot is not None and plot.exists():
-        raise ConfigError("the file exists already", where=str(plot), fix="choose another --plot")
+    refuse_existing(plot, "--plot")
     found = prior_predictive_of_files(data, simulation)
     if plot is not None:
         from selfcal.report.figures.prior_predictive import draw_prior_predictive

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfcal.cli.execution import print_json
+from selfcal.cli.execution import print_json, refuse_existing
 from selfcal.errors import ConfigError
 
 
 def inspect_files(files: list[Path], *, collection: str | None, card: Path | None, as_json: bool) -> None:
-    """Describe ``files``; with ``card`` write the guessed card of one file there."""
+    """Describe ``files``; with ``card`` write the guessed card of one file there.
+
+    Raises
+    ------
+    ConfigError
+        If one card is asked for of several files, or exists already.
+    """
     from selfcal.data.inspection import card_text, described, inspect_file
     from selfcal.run.atomic import write_text
 
     if card is not None and len(files) > 1:
         raise ConfigError("one card for several files", fix="inspect the files one by one")
-    if card is not None and card.exists():
-        raise ConfigError("the file exists already", where=str(card), fix="choose another --card")
+    refuse_existing(card, "--card")
     documents = []
     for path in files:
         found = inspect_file(path, collection)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfcal.cli.execution import print_json
+from selfcal.cli.execution import print_json, refuse_existing
 from selfcal.config.card import DataCard
 from selfcal.config.loading import load_card
 from selfcal.errors import ConfigError, DataError
@@ -22,7 +22,13 @@ def predict_files(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Score ``files`` with the final tagger of ``run``, into ``out`` or ``<run>/predictions``."""
+    """Score ``files`` with the final tagger of ``run``, into ``out`` or ``<run>/predictions``.
+
+    Raises
+    ------
+    ConfigError
+        If an output exists already, or two files would have the same one.
+    """
     from selfcal.data.reading import count_jets
     from selfcal.tagger.bundle import load_bundle
     from selfcal.training.prediction import write_copy, write_friend
@@ -34,8 +40,7 @@ def predict_files(
         described = _card_for(path, card)
         copied = not friend and described.format == "ftag_hdf5"
         output = target / (path.name if copied else f"{path.stem}.friend.h5")
-        if output.exists():
-            raise ConfigError("the file exists already", where=str(output), fix="choose another --out")
+        refuse_existing(output, "--out")
         plan.append((path, described, copied, output))
     if len({output for *_, output in plan}) < len(plan):
         raise ConfigError("two files of the same name", where=str(target), fix="score them one by one")

@@ -35,7 +35,13 @@ class Where:
     scheduler: str | None = None
 
     def executor(self, reporter: Reporter) -> Executor:
-        """This process, processes of this machine, or the workers of a scheduler."""
+        """This process, processes of this machine, or the workers of a scheduler.
+
+        Raises
+        ------
+        ConfigError
+            If processes to start and a scheduler are both given.
+        """
         if self.workers is not None and self.scheduler is not None:
             raise ConfigError("--workers starts a cluster, --scheduler uses one", expected="one of the two")
         if self.workers is None and self.scheduler is None:

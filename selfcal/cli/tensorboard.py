@@ -14,7 +14,13 @@ PAUSE_S = 5.0
 
 
 def write_tensorboard(run: Path, *, out: Path | None, follow: bool, as_json: bool) -> None:
-    """Write the events once, or go on as metrics arrive until interrupted."""
+    """Write the events once, or go on as metrics arrive until interrupted.
+
+    Raises
+    ------
+    DataError
+        If the run has no metrics.
+    """
     metrics, folder = run / "metrics.jsonl", out or run / "tensorboard"
     if not metrics.exists():
         raise DataError("no metrics there", where=str(metrics), expected="a run whose training has begun")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfcal.cli.execution import print_json, set_log_level
+from selfcal.cli.execution import print_json, refuse_existing, set_log_level
 from selfcal.cli.options import Options
 from selfcal.errors import ConfigError
 
@@ -17,14 +17,18 @@ def execute_workspace_fit(
     """Fit the workspace and print the outcome; ``--out FILE`` keeps it as JSON.
 
     ``codes`` are the interpolation codes that are not the default, as ``HistFactory`` takes them.
+
+    Raises
+    ------
+    ConfigError
+        If a run configuration is given too, or the file of ``--out`` exists already.
     """
     if options.configurations or options.assignments:
         raise ConfigError(
             "--workspace takes no run configuration",
             fix="leave out CONFIG, --config and --set, or --workspace",
         )
-    if options.out is not None and options.out.exists():
-        raise ConfigError("the file exists already", where=str(options.out), fix="choose another --out")
+    refuse_existing(options.out, "--out")
     set_log_level(options.verbose)
     from selfcal.likelihood.histfactory import HistFactory
     from selfcal.likelihood.workspace_file import read_workspace

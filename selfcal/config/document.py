@@ -108,7 +108,13 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, source: str) -> Document:
-    """Parse YAML text; ``source`` names it in messages."""
+    """Parse YAML text; ``source`` names it in messages.
+
+    Raises
+    ------
+    ConfigError
+        If the text is empty, no YAML, or no mapping.
+    """
     node = _compose(text, source)
     if node is None:
         raise ConfigError("the file is empty", where=source, expected="a YAML mapping of keys to values")
@@ -270,7 +276,13 @@ def _replaced(path: KeyPath, later: Document, values: Mapping[str, Any]) -> bool
 
 
 def set_value(document: Document, assignment: str) -> Document:
-    """``document`` with one ``a.b=c`` applied; ``c`` is YAML, and a number may address a list item."""
+    """``document`` with one ``a.b=c`` applied; ``c`` is YAML, and a number may address a list item.
+
+    Raises
+    ------
+    ConfigError
+        If the assignment cannot be read, or addresses an item that a list does not have.
+    """
     source = f"--set {assignment}"
     key, equals, text = assignment.partition("=")
     parts = key.strip().split(".")

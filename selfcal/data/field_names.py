@@ -1,10 +1,11 @@
-"""The error about a field that is not there: what was looked for, what there is, what is nearest."""
+"""The errors about fields that are not there: what was looked for, and what there is or can be done."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
+from selfcal.data.jets import Jets
 from selfcal.errors import DataError
 
 
@@ -18,3 +19,20 @@ def missing_fields(absent: Sequence[str], present: Sequence[str], where: str, ca
         expected=f"{', '.join(absent)}; found {', '.join(present)}",
         fix="; ".join([*hints, f"name the field under '{card_key}' in the data card"]),
     )
+
+
+def require_track_fields(jets: Jets, names: Sequence[str], *, by: str, instead: str) -> None:
+    """Refuse jets whose tracks lack what ``by`` needs; ``instead`` is what a user may do without them.
+
+    Raises
+    ------
+    DataError
+        If a field is absent.
+    """
+    if missing := [name for name in names if name not in jets.track_fields]:
+        raise DataError(
+            f"track fields that {by} cannot do without are absent: {', '.join(missing)}",
+            where=jets.dataset,
+            expected=", ".join(names),
+            fix=f"provide them, or {instead}",
+        )

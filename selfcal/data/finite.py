@@ -28,7 +28,7 @@ def refuse_not_finite(fields: Mapping[str, NDArray[np.floating]], path: Path) ->
 
 
 def whole_numbers(values: NDArray[Any], name: str, path: Path) -> NDArray[np.int64]:
-    """Labels, run, event and jet numbers as integers, whatever type the file has them in.
+    """Labels, run, event and jet numbers as integers (N,), whatever type the file has them in.
 
     Raises
     ------

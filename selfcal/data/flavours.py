@@ -23,7 +23,7 @@ FLAVOUR_TO_CONE_LABEL: dict[int, int] = {B: 5, C: 4, LIGHT: 0, TAU: 15}
 
 
 def flavour_from_cone_label(labels: NDArray[np.integer], where: str) -> NDArray[np.int8]:
-    """Class index (see :data:`FLAVOURS`) of each ``HadronConeExclTruthLabelID``.
+    """Class index (N,) (see :data:`FLAVOURS`) of each ``HadronConeExclTruthLabelID``.
 
     Raises
     ------

@@ -31,7 +31,7 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def event_hash(dataset: str, run: NDArray[np.int64], event: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """64-bit hash of (dataset, run, event), the same on every machine."""
+    """64-bit hash of (dataset, run, event) (N,), the same on every machine."""
     seed = np.uint64(zlib.crc32(dataset.encode()))
     return splitmix64(splitmix64(run.astype(np.uint64) ^ (seed << np.uint64(32))) ^ event.astype(np.uint64))
 

@@ -189,7 +189,7 @@ class DatasetGuard:
         return self.sum_of_weights**2 / self.sum_of_squares if self.sum_of_squares else 0.0
 
     def keys(self) -> NDArray[np.uint64]:
-        """Hashes of the keys of all jets, in order."""
+        """Hashes of the keys of all jets, in order, (N,)."""
         return np.concatenate(self._keys) if self._keys else np.zeros(0, dtype=np.uint64)
 
     def quantiles(self, name: str) -> tuple[float, float, float] | None:

@@ -217,9 +217,9 @@ def _jet_chunk(
         truth_pt_gev = np.where(stored_pt > 0, stored_pt, np.nan).astype(np.float32)
     score, classes = _scores(table, card, path) if wanted.scores else (None, ())
     return Jets(
-        card.name, pt_gev, eta, flavour, weight, run, event, rank, **_no_tracks(n),
-        log_score=score, score_classes=classes, row=row, truth_pt_gev=truth_pt_gev,
-        phi=None if phi is None else wrapped_angle(phi),
+        dataset=card.name, pt_gev=pt_gev, eta=eta, flavour=flavour, weight=weight, run=run, event=event,
+        jet_index=rank, **_no_tracks(n), log_score=score, score_classes=classes, row=row,
+        truth_pt_gev=truth_pt_gev, phi=None if phi is None else wrapped_angle(phi),
     )  # fmt: skip
 
 

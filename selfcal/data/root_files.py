@@ -21,7 +21,7 @@ _EVENTS_LOOKED_AT = 1000
 
 
 def lengths(array: Any) -> NDArray[np.int64]:
-    """Number of entries in each row of a jagged array."""
+    """Number of entries in each row of a jagged array, (rows,)."""
     return np.asarray(ak.to_numpy(ak.num(array))).astype(np.int64)
 
 
@@ -157,7 +157,13 @@ class EventBlock:
         return self._arrays[column]
 
     def per_event(self, column: str) -> NDArray[Any]:
-        """One number per event, (E,): the first where there are several (as in ``mcEventWeights``)."""
+        """One number per event, (E,): the first where there are several (as in ``mcEventWeights``).
+
+        Raises
+        ------
+        DataError
+            If an event has none.
+        """
         array = self.read(column)
         if array.ndim == 1:
             return np.asarray(ak.to_numpy(array))
@@ -191,7 +197,13 @@ class EventBlock:
         return flat_float(array)
 
     def jagged(self, column: str) -> Any:
-        """A column of jets, (E, var, ...), whose numbers of jets are checked."""
+        """A column of jets, (E, var, ...), whose numbers of jets are checked.
+
+        Raises
+        ------
+        DataError
+            If an event has another number of entries than of jets.
+        """
         array = self.read(column)
         if not np.array_equal(lengths(array), self.counts):
             raise DataError(

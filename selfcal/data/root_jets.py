@@ -82,7 +82,7 @@ def resolve_columns(
 
 
 def chosen_jets(block: EventBlock, columns: JetColumns, card: DataCard, path: Path) -> NDArray[np.int64]:
-    """Rows of the block's jets that pass the selection of the card."""
+    """Rows of the block's jets that pass the selection of the card, (n,)."""
     if not card.selection:
         return np.arange(block.n_jets)
     fields = {field: block.per_jet(column) for field, column in columns.cuts.items()}
@@ -161,7 +161,7 @@ def packed_tracks(
 def tracks_of_links(
     link: NDArray[np.int64], track_counts: NDArray[np.int64], event: NDArray[np.int64], what: str, path: Path
 ) -> NDArray[np.int64]:
-    """Rows in the flat track table of links (event, index within the event).
+    """Rows (L,) in the flat track table of L links (event, index within the event).
 
     Raises
     ------

@@ -15,6 +15,7 @@ underflowed to zero has no information below it; a larger floor would change sco
 
 
 ROUNDING = 1e-5
+"""Sums of scores within this of one are one."""
 
 
 def log_scores(probabilities: NDArray[np.float64], classes: Sequence[str], where: str) -> NDArray[np.float64]:

@@ -42,16 +42,16 @@ class ScoredJets:
     def select(self, chosen: NDArray[np.bool_]) -> ScoredJets:
         """The chosen jets."""
         return ScoredJets(
-            self.region,
-            self.log_probability[chosen],
-            self.pt_gev[chosen],
-            self.abs_eta[chosen],
-            self.flavour[chosen],
-            self.weight[chosen],
-            self.fold[chosen],
-            self.event[chosen],
-            None if self.regressed_pt_gev is None else self.regressed_pt_gev[chosen],
-            None if self.separators is None else self.separators[chosen],
+            region=self.region,
+            log_probability=self.log_probability[chosen],
+            pt_gev=self.pt_gev[chosen],
+            abs_eta=self.abs_eta[chosen],
+            flavour=self.flavour[chosen],
+            weight=self.weight[chosen],
+            fold=self.fold[chosen],
+            event=self.event[chosen],
+            regressed_pt_gev=None if self.regressed_pt_gev is None else self.regressed_pt_gev[chosen],
+            separators=None if self.separators is None else self.separators[chosen],
         )
 
 
@@ -64,14 +64,14 @@ def concatenate(parts: Sequence[ScoredJets]) -> ScoredJets:
     separators = [part.separators for part in parts if part.separators is not None]
     regions = list(dict.fromkeys(part.region for part in parts))
     return ScoredJets(
-        "+".join(regions),
-        np.concatenate([part.log_probability for part in parts]),
-        np.concatenate([part.pt_gev for part in parts]),
-        np.concatenate([part.abs_eta for part in parts]),
-        np.concatenate([part.flavour for part in parts]),
-        np.concatenate([part.weight for part in parts]),
-        np.concatenate([part.fold for part in parts]),
-        np.concatenate([part.event for part in parts]),
-        np.concatenate(regressed) if len(regressed) == len(parts) else None,
-        np.concatenate(separators) if len(separators) == len(parts) else None,
+        region="+".join(regions),
+        log_probability=np.concatenate([part.log_probability for part in parts]),
+        pt_gev=np.concatenate([part.pt_gev for part in parts]),
+        abs_eta=np.concatenate([part.abs_eta for part in parts]),
+        flavour=np.concatenate([part.flavour for part in parts]),
+        weight=np.concatenate([part.weight for part in parts]),
+        fold=np.concatenate([part.fold for part in parts]),
+        event=np.concatenate([part.event for part in parts]),
+        regressed_pt_gev=np.concatenate(regressed) if len(regressed) == len(parts) else None,
+        separators=np.concatenate(separators) if len(separators) == len(parts) else None,
     )

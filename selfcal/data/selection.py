@@ -17,7 +17,7 @@ from selfcal.data.finite import refuse_not_finite
 def selected(
     fields: Mapping[str, NDArray[Any]] | NDArray[Any], cuts: Sequence[Cut], path: Path
 ) -> NDArray[np.bool_]:
-    """Which rows pass all cuts: ``min <= x <= max`` and, where ``values`` are given, x in them.
+    """Which rows (N,) pass all cuts: ``min <= x <= max`` and, where ``values`` are given, x in them.
 
     ``fields`` holds columns by name, at least those of the cuts; or it is a structured array.
 

@@ -108,7 +108,7 @@ class PaddedEvents:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """In the order of the network's arguments."""
+        """(E, J) each, in the order of the network's arguments."""
         return self.pt_gev, self.eta, self.phi, self.flavour
 
 

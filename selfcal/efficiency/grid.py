@@ -40,7 +40,7 @@ class Grid:
         return len(FLAVOURS) * self.n_pt * self.n_eta
 
     def cell(self, jets: EventJets) -> Int64[NDArray[np.int64], " N"]:
-        """Cell of every jet."""
+        """Cell of every jet, (N,)."""
         pt_bin = np.digitize(jets.pt_gev, self.pt_gev_edges[1:-1])
         eta_bin = np.digitize(np.abs(jets.eta), self.abs_eta_edges[1:-1])
         found: NDArray[np.int64] = (jets.flavour * self.n_pt + pt_bin) * self.n_eta + eta_bin

@@ -111,7 +111,7 @@ def card_events(
 
 
 def directions(context: RunContext, card: DataCard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """η and φ of the jets in use, in the order of their scores.
+    """η and φ (N,) of the jets in use, in the order of their scores.
 
     Raises
     ------

@@ -28,8 +28,7 @@ from selfcal.efficiency.prediction import (
     save_efficiencies,
 )
 from selfcal.efficiency.samples import read_samples
-from selfcal.errors import DataError
-from selfcal.run.atomic import content_sha256, read_arrays_and_metadata, read_json, write_arrays, write_json
+from selfcal.run.atomic import content_sha256, finished_arrays, read_json, write_arrays, write_json
 from selfcal.run.context import RunContext
 from selfcal.run.stages import canonical_digest
 
@@ -109,13 +108,8 @@ LEARNING_KEYS = ("delta_r_max", "width", "layers", "epochs", "batch_events", "le
 
 def finished_bag(path: Path, shape: NetworkShape, key: str) -> EfficiencyNetwork | None:
     """The network in ``path`` if it is whole and of this ``key``."""
-    if not path.exists():
-        return None
-    try:
-        arrays, metadata = read_arrays_and_metadata(path)
-    except DataError:
-        return None
-    return network_of(shape, arrays) if metadata.get("key") == key else None
+    arrays = finished_arrays(path, key)
+    return None if arrays is None else network_of(shape, arrays)
 
 
 def facts(learnt: LearntEfficiencies, config: EfficiencyMapConfig) -> dict[str, Any]:

@@ -121,7 +121,13 @@ def _outputs(bundle: TaggerBundle) -> dict[str, str]:
 
 
 def refuse_inexpressible(bundle: TaggerBundle) -> None:
-    """Recurrent layers along sorted tracks, lists of track pairs, iterated fits: no fixed graph has them."""
+    """Recurrent layers along sorted tracks, lists of track pairs, iterated fits: no fixed graph has them.
+
+    Raises
+    ------
+    ConfigError
+        If the network has one of them.
+    """
     config = bundle.config
     if config.kind == "recurrent" or config.attention_bias or config.vertex_fit:
         raise ConfigError(

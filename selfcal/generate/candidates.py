@@ -57,7 +57,7 @@ def random_stream(seed: int, effect: str) -> np.random.Generator:
 def nearest_neighbour(
     jet: NDArray[np.int64], eta: NDArray[np.float64], phi: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Distance Delta R of every particle to the next one of its jet (infinite when alone); sorted by jet."""
+    """Distance Delta R (n,) of every particle to the next of its jet, infinite when alone; sorted by jet."""
     count_of_jet = np.bincount(jet) if len(jet) else np.zeros(0, dtype=np.int64)
     first = (np.cumsum(count_of_jet) - count_of_jet)[jet]
     count = count_of_jet[jet]

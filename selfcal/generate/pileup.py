@@ -14,10 +14,12 @@ from selfcal.generate.records import offsets_from_counts, ranges
 
 BEAM_SPOT_SIGMA_Z_MM = 42.0
 Z_WINDOW_MM = 5.0
+"""Largest |z0 sin θ| of the pile-up that is overlaid; along the beam it widens with cosh η ..."""
 POOL_EVENTS = 2000
 POOL_ABS_ETA_MAX = 2.9
 NO_VERTEX = -2
 _MAX_WINDOW_MM = 45.0
+"""... up to here."""
 _EVENTS_PER_BATCH = 500
 
 

@@ -10,10 +10,15 @@ from selfcal.generate.candidates import Candidates, random_stream
 from selfcal.generate.records import TruthJets
 
 LAYER_RADII_MM = np.array([24.3, 33.3, 50.5, 88.5, 122.5])
+"""Beam pipe and four layers of silicon."""
 RADIATION_LENGTHS = np.array([0.006, 0.019, 0.026, 0.026, 0.026])
+"""Thickness of each at normal incidence, in radiation lengths."""
 INTERACTION_PER_RADIATION_LENGTH = 0.22
+"""Nuclear interaction lengths in one radiation length."""
 CONVERSION_PER_RADIATION_LENGTH = 7.0 / 9.0
+"""Of photons of high energy (Bethe and Heitler)."""
 _KICK_GEV = 0.30
+"""Width, in each direction, of the momentum that a prong of a hadronic interaction gets."""
 _MEAN_EXTRA_PRONGS = 1.2
 _MAX_PRONGS = 5
 
@@ -33,8 +38,8 @@ def charged_candidates(truth: TruthJets, material_scale: float, seed: int) -> Ca
     )
     stops = np.append(LAYER_RADII_MM, np.inf)[layer]
     return Candidates(
-        jet, momentum, position, truth.charge[rows], truth.pdg[rows], truth.origin[rows],
-        truth.vertex[rows], stops,
+        jet=jet, momentum=momentum, position=position, charge=truth.charge[rows], pdg=truth.pdg[rows],
+        origin=truth.origin[rows], vertex=truth.vertex[rows], stop_radius_mm=stops,
     )  # fmt: skip
 
 

@@ -22,9 +22,11 @@ PIXEL_RADII_MM = np.array([33.3, 50.5, 88.5, 122.5])
 SCT_RADII_MM = np.array([299.0, 371.0, 443.0, 514.0])
 INNERMOST_HIT_EFFICIENCY, PIXEL_HIT_EFFICIENCY, SCT_HIT_EFFICIENCY = 0.970, 0.985, 0.985
 PIXEL_OVERLAP = 0.06
+"""Probability of a second hit in a layer, where modules overlap."""
 MERGING_DISTANCE = 0.006
 """Distance Delta R to the next track over which clusters merge, at the innermost layer."""
 DENSE_CORE_LOSS = 0.30
+"""Efficiency lost where the core is most crowded, for a scale of one."""
 TRACK_PT_MIN_GEV = 0.5
 D0_MAX_MM, Z0_SIN_THETA_MAX_MM = 3.5, 5.0
 SILICON_HITS_MIN = 7
@@ -180,8 +182,9 @@ def reconstruct(
     phi0 += true.sigma_phi * normal[3, rows]
     theta = np.clip(theta + true.sigma_theta * normal[4, rows], 1e-3, np.pi - 1e-3)
     return assemble(
-        candidates.jet[rows], pt / inverse, theta, phi0, d0, z0_sin, candidates.charge[rows],
-        estimate, candidates.origin[rows], candidates.vertex[rows], jet_eta, jet_phi,
+        jet=candidates.jet[rows], pt_gev=pt / inverse, theta=theta, phi=phi0, d0=d0, z0_sin_theta=z0_sin,
+        charge=candidates.charge[rows], estimate=estimate, origin=candidates.origin[rows],
+        vertex=candidates.vertex[rows], jet_eta=jet_eta, jet_phi=jet_phi,
     )  # fmt: skip
 
 
@@ -280,12 +283,17 @@ def fakes(
     innermost_shared = innermost * (rng.random(n) < 0.15)
     pixel = innermost + next_to + rng.binomial(2, 0.7, n)
     hits = Hits(
-        innermost, next_to, pixel, 5 + rng.binomial(3, 0.5, n), innermost_shared,
-        innermost * (1 - innermost_shared) * (rng.random(n) < 0.05),
-        innermost_shared + rng.binomial(2, 0.15, n), rng.binomial(2, 0.05, n), rng.binomial(3, 0.2, n),
+        innermost=innermost, next_to_innermost=next_to, pixel=pixel, sct=5 + rng.binomial(3, 0.5, n),
+        innermost_shared=innermost_shared,
+        innermost_split=innermost * (1 - innermost_shared) * (rng.random(n) < 0.05),
+        pixel_shared=innermost_shared + rng.binomial(2, 0.15, n), pixel_split=rng.binomial(2, 0.05, n),
+        sct_shared=rng.binomial(3, 0.2, n),
     )  # fmt: skip
     return assemble(
-        jet, pt, theta, phi, width * rng.normal(size=n), 2.0 * width * rng.normal(size=n),
-        np.where(rng.random(n) < 0.5, -1, 1).astype(np.int8), _Estimate.of(pt, np.sin(theta), hits),
-        np.full(n, ORIGINS.index("fake"), dtype=np.int8), np.full(n, -2, dtype=np.int16), jet_eta, jet_phi,
+        jet=jet, pt_gev=pt, theta=theta, phi=phi, d0=width * rng.normal(size=n),
+        z0_sin_theta=2.0 * width * rng.normal(size=n),
+        charge=np.where(rng.random(n) < 0.5, -1, 1).astype(np.int8),
+        estimate=_Estimate.of(pt, np.sin(theta), hits),
+        origin=np.full(n, ORIGINS.index("fake"), dtype=np.int8), vertex=np.full(n, -2, dtype=np.int16),
+        jet_eta=jet_eta, jet_phi=jet_phi,
     )  # fmt: skip

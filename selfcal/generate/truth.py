@@ -23,6 +23,7 @@ EVENTS_PER_BATCH = 100
 EVENTS_PER_CHUNK = 10_000_000
 TRUTH_JET_PT_MIN_GEV = 16.0
 QUOTA_PT_MIN_GEV = 20.0
+"""Jets above it count toward the number asked for."""
 JET_ABS_ETA_MAX = 2.5
 JET_RADIUS = 0.4
 LABEL_RADIUS = 0.3
@@ -133,7 +134,7 @@ def nearest_in_event(
     n_events: int,
     radius: float,
 ) -> NDArray[np.int64]:
-    """For each object the nearest jet of its event within ``radius``, or -1; jets sorted by event."""
+    """For each object (n,) the nearest jet of its event within ``radius``, or -1; jets sorted by event."""
     jets_in_event = np.bincount(jet_event, minlength=n_events)
     candidates = jets_in_event[event]
     which = np.repeat(np.arange(len(event)), candidates)
@@ -195,7 +196,14 @@ def _labels(
     rows = np.flatnonzero(decayed & (is_b | is_c | (is_tau & ~leptonic)) & (pt > LABEL_PT_MIN_GEV))
     eta, phi, hadron_pt = eta_phi_pt(batch.momentum[rows])
     jet = nearest_in_event(
-        batch.event[rows], eta, phi, jet_event, jet_eta, jet_phi, len(batch.starts), LABEL_RADIUS
+        event=batch.event[rows],
+        eta=eta,
+        phi=phi,
+        jet_event=jet_event,
+        jet_eta=jet_eta,
+        jet_phi=jet_phi,
+        n_events=len(batch.starts),
+        radius=LABEL_RADIUS,
     )
     rank = np.where(is_b[rows], 3, np.where(is_c[rows], 2, 1))
     matched = jet >= 0
@@ -242,8 +250,8 @@ def jets_of(batch: EventBatch, first_event: int, *, two_b_hadrons: bool = False)
     hard = lepton_pt > LEPTON_PT_MIN_GEV
     n_events = len(batch.starts)
     overlapped = nearest_in_event(
-        batch.event[leptons[hard]], lepton_eta[hard], lepton_phi[hard],
-        jet_event, jet_eta, jet_phi, n_events, JET_RADIUS,
+        event=batch.event[leptons[hard]], eta=lepton_eta[hard], phi=lepton_phi[hard],
+        jet_event=jet_event, jet_eta=jet_eta, jet_phi=jet_phi, n_events=n_events, radius=JET_RADIUS,
     )  # fmt: skip
     keep = np.ones(len(jet_event), dtype=np.bool_)
     keep[overlapped[overlapped >= 0]] = False
@@ -256,8 +264,8 @@ def jets_of(batch: EventBatch, first_event: int, *, two_b_hadrons: bool = False)
     wanted &= ~prompt
     jet = np.full(len(final), -1, dtype=np.int64)
     jet[wanted] = nearest_in_event(
-        batch.event[final[wanted]], eta[wanted], phi[wanted],
-        jet_event, jet_eta, jet_phi, n_events, JET_RADIUS,
+        event=batch.event[final[wanted]], eta=eta[wanted], phi=phi[wanted],
+        jet_event=jet_event, jet_eta=jet_eta, jet_phi=jet_phi, n_events=n_events, radius=JET_RADIUS,
     )  # fmt: skip
     inside = np.flatnonzero(jet >= 0)
     inside = inside[np.argsort(jet[inside], kind="stable")]
@@ -300,7 +308,7 @@ def _origins(ancestry: Ancestry, inside: NDArray[np.int64]) -> tuple[NDArray[np.
 
 
 def charge_of(pdg: NDArray[np.int32]) -> NDArray[np.int8]:
-    """Charge of the particles kept; leptons and Sigma-, Xi-, Omega- have the sign opposite to their code."""
+    """Charge (n,) of particles kept; leptons and Sigma-, Xi-, Omega- have the sign opposite to their code."""
     opposite = np.isin(np.abs(pdg), (11, 13, 3112, 3312, 3334))
     charge = np.sign(pdg) * np.where(opposite, -1, 1)
     return np.where(pdg == 22, 0, charge).astype(np.int8)

@@ -29,6 +29,7 @@ from selfcal.transport.maps import FlavourMaps
 
 HISTOGRAM_BINS = 40
 DETECTOR_VARIANCE_KEPT = 0.99
+"""Share of the variance of the detector draws that their independent modes keep."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class MeasureFold:
         return self.simulation if self.uncorrected is None else self.uncorrected
 
     def discriminant(self, jets: ScoredJets) -> NDArray[np.float64]:
-        """D_b of the configured background fractions."""
+        """D_b of the configured background fractions, (N,)."""
         return discriminant_b(jets.log_probability, self.tagger.charm_fraction, self.tagger.tau_fraction)
 
 

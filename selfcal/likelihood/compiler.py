@@ -233,14 +233,14 @@ class Compiled:
             self._positions[key] = len(self.parameters)
             lower, upper = bounds[i]
             self.parameters[key] = Parameter(
-                key,
-                float(starts[i]),
-                float(lower),
-                float(upper),
-                bool(fixed[i]),
-                None if centres is None else float(centres[i]),
-                None if widths is None else float(widths[i]),
-                family.constraint,
+                name=key,
+                start=float(starts[i]),
+                lower=float(lower),
+                upper=float(upper),
+                fixed=bool(fixed[i]),
+                centre=None if centres is None else float(centres[i]),
+                width=None if widths is None else float(widths[i]),
+                constraint=family.constraint,
             )
 
 

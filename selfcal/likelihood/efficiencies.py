@@ -163,16 +163,18 @@ def efficiency_ratios(templates: Templates, layout: Layout, model: HistFactory) 
         return torch.tensor(np.array([c[index] for c in columns]), dtype=dtype).reshape(len(keys), n_bins)
 
     return EfficiencyRatios(
-        model,
-        rows,
-        np.array(measured, dtype=np.int64),
-        torch.tensor([slot[rows[i].flavour, rows[i].kinematic_bin] for i in measured], dtype=torch.long),
-        passing,
-        stacked(0, torch.long),
-        stacked(1, torch.float64),
-        stacked(2, torch.long),
-        stacked(3, torch.float64),
-        stacked(4, torch.float64),
+        model=model,
+        rows=rows,
+        measured=np.array(measured, dtype=np.int64),
+        shape_of_row=torch.tensor(
+            [slot[rows[i].flavour, rows[i].kinematic_bin] for i in measured], dtype=torch.long
+        ),
+        passing=passing,
+        cells=stacked(0, torch.long),
+        efficiency=stacked(1, torch.float64),
+        parameter=stacked(2, torch.long),
+        shared=stacked(3, torch.float64),
+        independent=stacked(4, torch.float64),
     )
 
 

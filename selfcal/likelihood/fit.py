@@ -24,6 +24,7 @@ from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.minimise import EDM_MAX, Minima, gradient, minimise, moving
 
 STARTS_MAX = 4
+"""Starting points that are tried before MINUIT is."""
 GRADIENT_MAX = 1e-3
 """Largest slope of −ln L at a minimum, in units of 1/σ."""
 PIVOT_MIN = 1e-11

@@ -22,7 +22,9 @@ from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.templates import Binning
 
 EIGENVALUE_MIN = 1e-9
+"""Of the Fisher matrix scaled to unit diagonal: below it a direction is flat."""
 PRIOR_DOMINATED = 0.7
+"""Posterior over prior width beyond which data say little."""
 WORDS_MAX = 6
 LISTED_MAX = 3
 SHARE_MIN = 0.1

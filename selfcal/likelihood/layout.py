@@ -19,6 +19,7 @@ Status = Literal["measured", "unmeasured", "extrapolated", "external"]
 FLOOR_ENTRIES = 0.1
 """Content of an empty template bin, in units of the mean weight: keeps every expectation positive."""
 NEGLIGIBLE = 1e-6
+"""Part of that which is left where a scale factor from elsewhere fixes the bin."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,17 @@ def make_layout(templates: Templates, config: FitConfig) -> Layout:
         if name not in config.residual_width:
             raise ConfigError(f"no residual width for flavour '{name}'", where="fit.residual_width")
     return Layout(
-        templates.regions,
-        FLAVOURS,
-        templates.binning,
-        active,
-        reference,
-        own_region,
-        free,
-        external,
-        yields,
-        shape,
-        relative_error,
+        regions=templates.regions,
+        flavours=FLAVOURS,
+        binning=templates.binning,
+        active=active,
+        reference=reference,
+        own_region=own_region,
+        free=free,
+        external=external,
+        yields=yields,
+        shape=shape,
+        relative_error=relative_error,
     )
 
 

@@ -28,9 +28,12 @@ from selfcal.likelihood.derivatives import Differentiator, Linear, constraint_de
 from selfcal.likelihood.histfactory import HistFactory
 
 EDM_GOAL = 1e-10
+"""Iterations end below this estimated distance to the minimum, in −ln L ..."""
 EDM_MAX = 1e-8
+"""... and a fit that can go no further has converged below this one."""
 ITERATIONS_MAX = 200
 DAMPING_MAX = 1e8
+"""Beyond this damping of its steps a fit has failed."""
 HALVINGS_MAX = 6
 _TINY = 1e-300
 

@@ -134,16 +134,16 @@ def accuracy(network: NeuralProfile, target: ProfileTarget, exact: ExactProfile,
     error, plain = np.abs(found - rise), np.abs(parabola - rise)
     root = np.abs(np.sqrt(found) - np.sqrt(np.maximum(rise, 0.0)))
     return Accuracy(
-        rise_max,
-        int(used.sum()),
-        int((exact.converged & ~used).sum()),
-        int((~exact.converged).sum()),
-        float(error.mean()),
-        float(error.max()),
-        float(plain.mean()),
-        float(plain.max()),
-        float(root.mean()),
-        float(root.max()),
+        rise_max=rise_max,
+        points=int(used.sum()),
+        beyond=int((exact.converged & ~used).sum()),
+        unreached=int((~exact.converged).sum()),
+        mean=float(error.mean()),
+        largest=float(error.max()),
+        parabola_mean=float(plain.mean()),
+        parabola_largest=float(plain.max()),
+        root_mean=float(root.mean()),
+        root_largest=float(root.max()),
     )
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 import selfcal
-from selfcal.errors import DataError
 from selfcal.likelihood.neural_profile import NeuralProfile, accuracy, learn_profile, save_profile
 from selfcal.likelihood.profile_target import (
     ExactProfile,
@@ -26,7 +25,7 @@ from selfcal.likelihood.profile_target import (
 )
 from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import read_templates
-from selfcal.run.atomic import read_arrays_and_metadata, read_json, write_arrays, write_json
+from selfcal.run.atomic import finished_arrays, read_json, write_arrays, write_json
 from selfcal.run.context import RunContext
 from selfcal.run.stages import canonical_digest, file_sha256
 
@@ -140,10 +139,5 @@ PIECE_ARRAYS = ("values", "rise", "gradient", "converged")
 
 def finished_piece(path: Path, key: str) -> ExactProfile | None:
     """The points in ``path`` if it is whole and of this ``key``."""
-    if not path.exists():
-        return None
-    try:
-        arrays, metadata = read_arrays_and_metadata(path)
-    except DataError:
-        return None
-    return ExactProfile(**arrays) if metadata.get("key") == key else None
+    arrays = finished_arrays(path, key)
+    return None if arrays is None else ExactProfile(**arrays)

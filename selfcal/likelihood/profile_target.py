@@ -174,14 +174,14 @@ def exact_profile(target: ProfileTarget, values: Float[NDArray[np.float64], "T K
     logarithm = np.log(values)
     shift = np.linalg.solve(target.covariance, (logarithm - np.log(target.best)).T).T
     found = constrained_minima(
-        model,
-        model.observed,
-        target.quantities,
-        torch.from_numpy(logarithm),
-        best + torch.from_numpy(shift @ (by_theta @ result.covariance)),
-        torch.from_numpy(shift @ by_eta),
-        torch.from_numpy(np.sqrt(np.diag(target.covariance))),
-        DISTANCE_MAX,
+        model=model,
+        counts=model.observed,
+        quantities=target.quantities,
+        values=torch.from_numpy(logarithm),
+        theta=best + torch.from_numpy(shift @ (by_theta @ result.covariance)),
+        eta=torch.from_numpy(shift @ by_eta),
+        scale=torch.from_numpy(np.sqrt(np.diag(target.covariance))),
+        distance_max=DISTANCE_MAX,
     )
     if not bool(found.converged.any()):
         raise FitError(

@@ -17,6 +17,7 @@ from selfcal.likelihood.fit import FitResult
 from selfcal.likelihood.histfactory import HistFactory
 
 AGREEMENT = 1e-9
+"""Largest relative difference of −2 ln L from that of pyhf."""
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def _quiet() -> Iterator[None]:
 
 
 def pyhf_order(names: tuple[str, ...], pdf: Any) -> NDArray[np.int64]:
-    """Position of each of pyhf's parameters in ours."""
+    """Position of each of pyhf's parameters in ours, (P,)."""
     ours = {name: i for i, name in enumerate(names)}
     return np.array([ours[name] for name in pdf.config.par_names], dtype=np.int64)
 
@@ -53,7 +54,7 @@ def pyhf_order(names: tuple[str, ...], pdf: Any) -> NDArray[np.int64]:
 def pyhf_twice_nll(
     workspace: Mapping[str, Any], names: tuple[str, ...], theta: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.float64]]:
-    """−2 ln L of the workspace's data at ``theta`` by pyhf, and half its gradient in our order.
+    """−2 ln L of the workspace's data at ``theta`` by pyhf, and half its gradient in our order, (P,).
 
     Raises
     ------

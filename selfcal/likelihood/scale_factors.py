@@ -82,16 +82,16 @@ def scale_factors(
     by_theta, by_eta = (part.numpy() for part in ratios.jacobians(theta))
     groups = _group_covariances(model, result, by_theta, by_eta)
     return ScaleFactors(
-        ratios.rows,
-        ratios.measured,
-        data / nominal,
-        ratios.expected_passing(theta).numpy(),
-        data,
-        nominal,
-        sum(groups.values(), np.zeros((len(data), len(data)))),
-        groups,
-        ratios,
-        by_theta,
+        rows=ratios.rows,
+        measured=ratios.measured,
+        value=data / nominal,
+        expected_passing=ratios.expected_passing(theta).numpy(),
+        efficiency_data=data,
+        efficiency_simulation=nominal,
+        covariance=sum(groups.values(), np.zeros((len(data), len(data)))),
+        group_covariance=groups,
+        ratios=ratios,
+        jacobian=by_theta,
     )
 
 

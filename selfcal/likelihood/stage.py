@@ -80,7 +80,17 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     result = fit(model, seed=seed, force=config.force)
     factors = scale_factors(templates, layout, model, result)
     of_map = map_factors(templates, layout, model, factors)
-    return Measurement(templates, layout, workspace, model, verdict, result, factors, of_map, blind)
+    return Measurement(
+        templates=templates,
+        layout=layout,
+        workspace=workspace,
+        model=model,
+        verdict=verdict,
+        result=result,
+        factors=factors,
+        of_map=of_map,
+        blinded=blind,
+    )
 
 
 def run_fit(context: RunContext, *, blind: bool) -> list[Path]:

@@ -77,7 +77,7 @@ class Binning:
     def kinematic_bins(
         self, pt_gev: NDArray[np.float64], abs_eta: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Kinematic bin of every jet, and whether the jet is in any."""
+        """Kinematic bin of every jet, and whether the jet is in any, (N,) each."""
         pt_bin = np.digitize(pt_gev, self.pt_gev_edges) - 1
         eta_bin = np.digitize(abs_eta, self.abs_eta_edges) - 1
         inside = (pt_bin >= 0) & (pt_bin < self.n_pt) & (eta_bin >= 0) & (eta_bin < self.n_eta)

@@ -10,11 +10,10 @@ from selfcal.report.inputs import (
     SCANS,
     TWO_JETS,
     Closure,
-    ScaleFactorRow,
     ScaleFactors,
 )
 from selfcal.report.style import interval, percent
-from selfcal.report.tables import NOTHING, Cell, Table, number, significance_style
+from selfcal.report.tables import NOTHING, Cell, Table, number, row_place, significance_style
 
 
 def scan_table(scans: Scans, scale_factors: ScaleFactors) -> Table:
@@ -27,7 +26,7 @@ def scan_table(scans: Scans, scale_factors: ScaleFactors) -> Table:
         best = one.best
         rows.append(
             (
-                *_place(one.row, row),
+                *row_place(one.row, row),
                 number(best, style="strong"),
                 number(best - low if best is not None and low is not None else None),
                 number(high - best if best is not None and high is not None else None),
@@ -134,7 +133,7 @@ def coverage_table(coverage: Coverage, scale_factors: ScaleFactors) -> Table:
                "95 % covers", "exceeded")  # fmt: skip
     rows = tuple(
         (
-            *_place(one.row, scale_factors.rows[one.row]),
+            *row_place(one.row, scale_factors.rows[one.row]),
             Cell("yes" if one.judged else "no"),
             number(one.pull_mean),
             number(one.pull_width),
@@ -152,18 +151,3 @@ def coverage_table(coverage: Coverage, scale_factors: ScaleFactors) -> Table:
         "Coverage in likelihood toys: pulls, and how often the intervals of 68 % and 95 % hold the truth."
     )
     return Table("table_coverage", columns, rows, caption, (COVERAGE, SCALE_FACTORS), folded=True)
-
-
-def _place(index: int, row: ScaleFactorRow) -> tuple[Cell, ...]:
-    where = (
-        Cell(percent(row.working_point), row.working_point)
-        if row.working_point is not None
-        else Cell(f"bin {row.bin}", row.bin)
-    )
-    return (
-        Cell(str(index), index),
-        Cell(row.flavour),
-        where,
-        Cell(interval(row.pt_gev), row.pt_gev[0]),
-        Cell(interval(row.abs_eta), row.abs_eta[0]),
-    )

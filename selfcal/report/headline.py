@@ -23,6 +23,7 @@ from selfcal.report.tables import Cell, Table, number
 
 KEY_WORKING_POINT = 0.77
 P_VALUE_SUSPICIOUS = 0.005
+"""Marked below it, and above one minus it: a fit can also be too good."""
 
 
 def headline(

@@ -397,7 +397,7 @@ class RunFiles:
 
 
 def covariance_of_rows(scale_factors: ScaleFactors) -> tuple[list[int], NDArray[np.float64]] | None:
-    """The total covariance of the scale factors and the index of the row each line belongs to.
+    """The row that each line belongs to, and the total covariance (S, S) of the scale factors.
 
     Reads ``{"rows": [...], "total": [[...]]}`` (or ``"matrix"`` for ``"total"``; without
     ``rows`` the matrix covers all rows in order). None where there is no matrix.

@@ -118,7 +118,13 @@ def _optional(files: RunFiles, name: str, model: type[Model], what: str, omitted
 
 
 def save_figure(drawn: ReportFigure, run_path: Path, written: list[Path]) -> PageFigure:
-    """Write PNG and PDF (whole or not at all) and turn the figure into inline SVG."""
+    """Write PNG and PDF (whole or not at all) and turn the figure into inline SVG.
+
+    Raises
+    ------
+    DataError
+        If another figure of the page has its name.
+    """
     name = sections.slug(drawn.name)
     if run_path / "figures" / f"{name}.png" in written:
         raise DataError(f"two figures are called '{name}'", where=str(run_path / "figures"))

@@ -107,9 +107,8 @@ def scale_factor_tables(scale_factors: ScaleFactors, against_truth: AgainstTruth
     return tables
 
 
-def _scale_factor_cells(
-    index: int, row: ScaleFactorRow, groups: Iterable[str], labels: Sequence[str], pull: float | None
-) -> tuple[Cell, ...]:
+def row_place(index: int, row: ScaleFactorRow, labels: Sequence[str] = ()) -> tuple[Cell, ...]:
+    """Number, flavour, working point or bin, pT and |η| of a row; ``labels`` name the bins."""
     if row.working_point is not None:
         where = Cell(percent(row.working_point), row.working_point)
     else:
@@ -121,6 +120,14 @@ def _scale_factor_cells(
         where,
         Cell(interval(row.pt_gev), row.pt_gev[0]),
         Cell(interval(row.abs_eta), row.abs_eta[0]),
+    )
+
+
+def _scale_factor_cells(
+    index: int, row: ScaleFactorRow, groups: Iterable[str], labels: Sequence[str], pull: float | None
+) -> tuple[Cell, ...]:
+    return (
+        *row_place(index, row, labels),
         Cell(row.status, style=f"status-{row.status}"),
         number(row.value, style="strong"),
         number(row.stat),

@@ -108,7 +108,13 @@ def write_json(path: Path, content: object) -> None:
 
 
 def plain(value: object) -> Any:
-    """The JSON form of arrays, tensors and paths."""
+    """The JSON form of arrays, tensors and paths.
+
+    Raises
+    ------
+    TypeError
+        If it has none.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -175,7 +181,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_arrays_and_metadata(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """As :func:`read_arrays`, with the metadata that were written beside the arrays."""
+    """As :func:`read_arrays`, with the metadata that were written beside the arrays.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
     if not path.exists():
         raise DataError("file not found", where=str(path))
     try:
@@ -204,3 +216,14 @@ def content_sha256(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
         digest.update(json.dumps([name, value.dtype.str, list(value.shape)]).encode())
         digest.update(value.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def finished_arrays(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays in ``path`` if the file is there, whole and of this ``key``: a finished piece of work."""
+    if not path.exists():
+        return None
+    try:
+        arrays, metadata = read_arrays_and_metadata(path)
+    except DataError:
+        return None
+    return arrays if metadata.get("key") == key else None

@@ -17,6 +17,11 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row; a line torn by an earlier crash is cut off first.
 
     The row goes out in one ``write``, so that a crash can tear the last line only.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be written.
     """
     line = (json.dumps(dict(row), allow_nan=False) + "\n").encode()
     try:

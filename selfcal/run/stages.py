@@ -91,7 +91,13 @@ class StageState:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal digits.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
+    """
     try:
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -117,7 +123,13 @@ class InputDigests:
         self._changed = False
 
     def of(self, path: Path) -> str:
-        """Digest of one file."""
+        """Digest of one file.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read.
+        """
         try:
             status = path.stat()
         except OSError as error:

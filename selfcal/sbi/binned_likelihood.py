@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 EXPECTED_MIN = 15.0
 """Expected independent entries of a bin, below which it is merged with the next one."""
 REWEIGHTINGS = 3
+"""How often the variance is taken anew at the minimum that it led to."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class BinnedLikelihood:
         return np.asarray(self.clustering * nu + scale**2 * rates + (self.modelling * nu) ** 2)
 
     def residuals(self, x: Floats, variance: Floats) -> Floats:
-        """Standardised residuals of bins, parameters and composition: half their square sum is -ln L."""
+        """Standardised (..., M): bins, parameters and composition; half their square sum is -ln L."""
         return np.concatenate([(self.observed - self.expected(x)[0]) / np.sqrt(variance), x], axis=-1)
 
 
@@ -161,20 +162,20 @@ def build_likelihood(
     group = np.stack(rows)
     data = np.concatenate([one.data.total.sum(axis=0) for one in observations])
     return BinnedLikelihood(
-        emulator,
-        group,
-        group @ data,
-        np.array(clustering),
-        np.array(index),
-        np.array(normalised),
-        np.array(jets),
-        np.array(sim_var),
-        np.array(emu_var),
-        np.array(modelling),
-        np.stack([one.fractions for one in observations]),
-        np.stack([one.relative_width for one in observations]),
-        prior_mean,
-        prior_width,
+        emulator=emulator,
+        group=group,
+        observed=group @ data,
+        clustering=np.array(clustering),
+        histogram=np.array(index),
+        normalised=np.array(normalised),
+        data_jets=np.array(jets),
+        simulation_variance=np.array(sim_var),
+        emulator_variance=np.array(emu_var),
+        modelling=np.array(modelling),
+        fractions=np.stack([one.fractions for one in observations]),
+        relative_width=np.stack([one.relative_width for one in observations]),
+        prior_mean=prior_mean,
+        prior_width=prior_width,
     )
 
 

@@ -29,6 +29,7 @@ RATIO_FALLBACK = 1.5
 """sigma without over sigma with innermost hit, where the simulation has too few tracks to tell."""
 
 BAND_TRACKS_MIN = 50
+"""A band with fewer tracks takes what all bands have together."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,15 @@ def collect_donors(samples: Sequence[Jets], seed: int) -> Donors:
         _randomise(donated[first:last], names, tracks, generator)
     sigma_d0, sigma_z0, ratio, efficiency = _resolutions(samples)
     return Donors(
-        names, donated, origin[chosen], offsets, rate, sigma_d0, sigma_z0, ratio, np.array([efficiency])
+        track_fields=names,
+        tracks=donated,
+        origin=origin[chosen],
+        offsets=offsets,
+        rate=rate,
+        d0_sigma_mm=sigma_d0,
+        z0_sigma_mm=sigma_z0,
+        innermost_ratio=ratio,
+        innermost_efficiency=np.array([efficiency]),
     )
 
 

@@ -164,7 +164,14 @@ def _checks(
         few = found.data.select(np.sort(chosen))
         fit, judged = fit_of_jets(found, few, tracks, config), found.ensemble
         sets = compare_with_sets(
-            tracks, judged.of_data, few, fit.best, fit.covariance, judged.donors, config, seed
+            regions=tracks,
+            embedding=judged.of_data,
+            data=few,
+            best=fit.best,
+            covariance=fit.covariance,
+            donors=judged.donors,
+            config=config,
+            seed=seed,
         )
     return chain, sets
 

@@ -56,6 +56,7 @@ COMPARED_EDGES = np.concatenate(
 FINEST_BIN = 0.05
 """Narrower bins are joined first: smearing by less than a bin does nothing."""
 TAIL_BEGINS = 3.0
+"""Significance beyond which a bin belongs to the tail."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class HistogramInference:
 
     @property
     def sigma(self) -> Floats:
-        """Posterior standard deviations."""
+        """Posterior standard deviations, (D,)."""
         return np.asarray(np.sqrt(np.diag(self.covariance)))
 
 
@@ -178,17 +179,17 @@ def infer_from_histograms(
     relative = np.sqrt(sum((1 - f) / max(f * n, 1.0) for f, n in zip(fractions, sizes, strict=True)))
     ratio = float(fractions[0] / max(fractions[1], 1e-12))
     return HistogramInference(
-        name,
-        np.asarray(found.x),
-        np.asarray(covariance),
-        ratio,
-        float(ratio * relative),
-        chi_squared,
-        len(observed),
-        float(chi2.sf(chi_squared, freedom)),
-        observed / total,
-        rebin @ simulation / simulated,
-        shares(found.x),
+        name=name,
+        mean=np.asarray(found.x),
+        covariance=np.asarray(covariance),
+        tail_ratio=ratio,
+        tail_ratio_error=float(ratio * relative),
+        chi2=chi_squared,
+        bins=len(observed),
+        p_value=float(chi2.sf(chi_squared, freedom)),
+        shares_data=observed / total,
+        shares_simulation=rebin @ simulation / simulated,
+        shares_smeared=shares(found.x),
     )
 
 
@@ -207,7 +208,7 @@ def infer_from_files(data: Path, simulation: Path, modelling_error: float) -> li
 
 
 def histogram_pairs(data: Path, simulation: Path) -> list[tuple[str, Floats, Floats, Floats]]:
-    """Name, counts of data and of simulation, and edges of every histogram that both ROOT files hold.
+    """Name, counts (B,) of data and of simulation, edges (B + 1,) of all histograms that both files hold.
 
     Raises
     ------

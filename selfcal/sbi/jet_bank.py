@@ -43,14 +43,16 @@ def drawn_detectors(generator: np.random.Generator, number: int, config: Inferen
 def jet_rows(jets: Jets, region: int, seed: int, theta: Floats | None = None) -> JetRows:
     """The summaries of ``jets`` as they are; ``theta``: the detector that made each, in prior widths."""
     return JetRows(
-        summarise(jets, seed),
-        tracks_of_jets(jets),
-        np.stack([np.log(jets.pt_gev.astype(np.float64)), jets.abs_eta.astype(np.float64)], axis=1),
-        np.full(len(jets), region, np.int64),
-        jets.flavour.astype(np.int64),
-        jets.weight.astype(np.float64),
-        np.zeros((len(jets), 0)) if theta is None else theta,
-        event_hash(jets.dataset, jets.run, jets.event),
+        summaries=summarise(jets, seed),
+        counts=tracks_of_jets(jets),
+        kinematics=np.stack(
+            [np.log(jets.pt_gev.astype(np.float64)), jets.abs_eta.astype(np.float64)], axis=1
+        ),
+        region=np.full(len(jets), region, np.int64),
+        flavour=jets.flavour.astype(np.int64),
+        weight=jets.weight.astype(np.float64),
+        theta=np.zeros((len(jets), 0)) if theta is None else theta,
+        event=event_hash(jets.dataset, jets.run, jets.event),
     )
 
 

@@ -110,6 +110,6 @@ class _Filling:
 
 
 def present(name: str, values: Floats) -> NDArray[np.bool_]:
-    """Where the numbers of one summary stand for tracks that exist."""
+    """Where the numbers (N,) of one summary stand for tracks that exist."""
     boundary = {"lead_d0": 0.0, "lead_z0": 0.0, "centre_d0": -CENTRE, "centre_z0": -CENTRE}
     return np.asarray(values > boundary.get(name.split(maxsplit=1)[0], -np.inf))

@@ -24,8 +24,10 @@ from selfcal.sbi.histogram_inference import (
 
 Floats = NDArray[np.float64]
 CORE = 0.6827
+"""The half width of the core holds this share."""
 DRAWS = 400
 INTERVAL = (0.025, 0.975)
+"""Quantiles of the draws between which 95 % of them lie."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class SetLikelihood:
         return found
 
     def residuals(self, x: Floats, whitening: list[Floats]) -> Floats:
-        """Half their square sum is -ln L."""
+        """Half their square sum is -ln L, (..., M)."""
         difference = np.stack([one.mean for one in self.observations]) - self.expected(x)
         parts = [difference[..., r, :] @ matrix.T for r, matrix in enumerate(whitening)]
         return np.concatenate([*parts, x], axis=-1)

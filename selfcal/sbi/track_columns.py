@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.data.field_names import require_track_fields
 from selfcal.data.jets import ORIGINS, Jets
-from selfcal.errors import DataError
 
 LOW_PT_GEV = 5.0
 """Tracks below it belong to the low band of the smearing parameters."""
@@ -51,13 +51,7 @@ def track_columns(jets: Jets) -> TrackColumns:
     DataError
         If an impact parameter or a signed significance is absent.
     """
-    if missing := [name for name in REQUIRED if name not in jets.track_fields]:
-        raise DataError(
-            f"the smearing model needs track fields that are absent: {', '.join(missing)}",
-            where=jets.dataset,
-            expected=", ".join(REQUIRED),
-            fix="provide them, or switch off 'inference.enabled'",
-        )
+    require_track_fields(jets, REQUIRED, by="the smearing model", instead="switch off 'inference.enabled'")
     jet = np.repeat(np.arange(len(jets)), jets.n_tracks)
     innermost = np.ones(len(jet), dtype=bool)
     if INNERMOST_HITS in jets.track_fields:
@@ -89,7 +83,7 @@ def track_pt_gev(jets: Jets) -> NDArray[np.float64]:
 
 
 def track_kind(jets: Jets) -> NDArray[np.int8]:
-    """``PILEUP``, ``FAKE`` or ``OTHER`` of every track, from the truth origin where it is known.
+    """``PILEUP``, ``FAKE`` or ``OTHER`` of every track (T,), from the truth origin where it is known.
 
     Elsewhere tracks far from the vertex along the beam but not across it are pile-up; fakes are
     not recognised.

@@ -74,7 +74,7 @@ def run_closure(context: RunContext) -> list[Path]:
 
 
 def fill_truth(context: RunContext, factors: dict[str, Any], binning: Binning) -> NDArray[np.float64]:
-    """Put the true scale factors into ``factors``; returns their covariance over all rows.
+    """Put the true scale factors into ``factors``; returns their covariance (S, S) over all rows.
 
     True SF = ε(data) / ε(nominal simulation), both of the flavour's reference region and of
     samples as large as there are; the error is the statistical one of both.

@@ -30,7 +30,7 @@ JETS_MIN = 100
 
 
 def discriminant_of(context: RunContext, jets: ScoredJets) -> NDArray[np.float64]:
-    """D_b with the fractions of the run's tagger."""
+    """D_b with the fractions of the run's tagger, (N,)."""
     tagger = context.config.tagger
     return discriminant_b(jets.log_probability, tagger.charm_fraction, tagger.tau_fraction)
 

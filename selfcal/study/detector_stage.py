@@ -35,7 +35,6 @@ from selfcal.study.pseudo_stage import finished_run
 from selfcal.transport.calibration import load_calibration
 
 RESULTS, TEXT = "detector_treatments.json", "detector_treatments.txt"
-TREATMENTS = ("guessed", "inferred", "profiled")
 
 Floats = NDArray[np.float64]
 

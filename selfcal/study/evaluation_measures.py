@@ -21,6 +21,7 @@ Doubles = NDArray[np.float64]
 
 CLASSIFIER_STEPS = 60
 PASSING_MIN = 25.0
+"""Effective number of jets that must pass on either side for a working point to be judged."""
 COUNTED_JETS_MIN = 10.0
 """Bins with fewer effective jets in data or simulation are merged with their looser neighbour."""
 

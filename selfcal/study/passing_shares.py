@@ -44,7 +44,7 @@ class PassingShares:
         return PassingShares(self.value[index], self.covariance[np.ix_(index, index)])
 
     def ratio_covariance(self, below: PassingShares) -> NDArray[np.float64]:
-        """Covariance of self / below, to first order."""
+        """Covariance (S, S) of self / below, to first order."""
         ratio = self.value / below.value
         relative = self.covariance / np.outer(self.value, self.value)
         relative = relative + below.covariance / np.outer(below.value, below.value)

@@ -109,14 +109,14 @@ class RegionPopulation:
         """The jets of ``rows`` as a sample of weight one, each an event of its own."""
         flavour = self.flavour[rows] if labelled else np.full(len(rows), -1)
         return ScoredJets(
-            self.region,
-            log_probability[rows],
-            self.pt_gev[rows],
-            self.abs_eta[rows],
-            flavour.astype(np.int8),
-            np.ones(len(rows)),
-            np.full(len(rows), int(fold), np.int8),
-            np.arange(len(rows)),
+            region=self.region,
+            log_probability=log_probability[rows],
+            pt_gev=self.pt_gev[rows],
+            abs_eta=self.abs_eta[rows],
+            flavour=flavour.astype(np.int8),
+            weight=np.ones(len(rows)),
+            fold=np.full(len(rows), int(fold), np.int8),
+            event=np.arange(len(rows)),
         )
 
     def counts(self, log_probability: Floats, binning: Binning, charm: float, tau: float) -> Floats:

@@ -126,15 +126,15 @@ def prepare(
         return {r: population.log_probability(bundle, parameters) for r, population in populations.items()}
 
     laboratory = Laboratory(
-        context,
-        config,
-        warm,
-        bundle,
-        populations,
-        {region: sample_sizes(context, region) for region in regions},
-        inference,
-        scores(NOMINAL),
-        np.zeros(0),
+        context=context,
+        config=config,
+        warm=warm,
+        bundle=bundle,
+        populations=populations,
+        sizes={region: sample_sizes(context, region) for region in regions},
+        inference=inference,
+        nominal=scores(NOMINAL),
+        response=np.zeros(0),
     )
     if not context.config.inference.enabled:
         return laboratory

@@ -136,30 +136,30 @@ def refit(
     spread = torch.from_numpy(np.hypot(warm.bulk_spread, config.composition.relative_floor))
     sigma = (spread * bulk.fractions).clamp_min(1e-4)
     fitted = fit_maps(
-        simulated,
-        observed,
-        densities,
-        CompositionPrior(bulk.fractions, sigma),
-        config,
-        generator,
-        None,
-        steps,
-        warm.undetermined,
-        bulk.pt_shape,
+        simulation=simulated,
+        data=observed,
+        densities=densities,
+        constraint=CompositionPrior(bulk.fractions, sigma),
+        config=config,
+        generator=generator,
+        start=None,
+        steps=steps,
+        identities=warm.undetermined,
+        pt_shape=bulk.pt_shape,
     )
     replicas = torch.from_numpy(warm.replica_fractions.std(0, ddof=1)) * fitted.fractions
     disagreement = fitted.fractions - bulk.fractions
     stiff = with_extrapolated(bulk.maps, warm.undetermined, simulated, config.composition.map_scale)
     return Calibration(
-        warm.run.frame,
-        warm.run.regions,
-        fitted.maps,
-        stiff,
-        (fitted.maps,),
-        prior,
-        fitted.fractions,
-        bulk.fractions,
-        (torch.maximum(replicas, sigma).square() + disagreement.square()).sqrt(),
-        tuple(FLAVOURS[index] for index in warm.undetermined),
+        frame=warm.run.frame,
+        regions=warm.run.regions,
+        nominal=fitted.maps,
+        stiff=stiff,
+        replicas=(fitted.maps,),
+        prior=prior,
+        fractions=fitted.fractions,
+        bulk_fractions=bulk.fractions,
+        fraction_uncertainty=(torch.maximum(replicas, sigma).square() + disagreement.square()).sqrt(),
+        extrapolated=tuple(FLAVOURS[index] for index in warm.undetermined),
         region_scale=warm.run.region_scale,
     )

@@ -65,7 +65,13 @@ class SymmetricPairs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, difference: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        mean: Float[Tensor, "tracks hidden"],
+        difference: Float[Tensor, "tracks hidden"],
+        first: Int[Tensor, " pairs"],
+        second: Int[Tensor, " pairs"],
+    ) -> Float[Tensor, "pairs hidden"]:
         apart = difference.index_select(0, first)
         apart -= difference.index_select(0, second)
         joined = mean.index_select(0, first)

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfcal.data.field_names import require_track_fields
 from selfcal.data.jets import Jets
 from selfcal.errors import DataError
 
@@ -39,9 +40,6 @@ PERIGEE_FIELDS: tuple[str, ...] = (
     "qOverPUncertainty",
 )
 """The track fields from which :func:`perigee_from_fields` computes lines or helices, in its column order."""
-
-PERIGEE_COLUMNS = len(PERIGEE_FIELDS) + 1
-"""What a batch carries for each track: these fields as in the file, and η of the jet."""
 
 CURVATURE_GEV_PER_MM_TESLA = 0.299792458e-3
 """κ pT / (q B): the curvature of 1 GeV of transverse momentum in 1 T."""
@@ -61,14 +59,8 @@ def perigee_columns(jets: Jets) -> NDArray[np.float32]:
     DataError
         If the jets lack one of the fields, or one is NaN or infinite.
     """
-    missing = [name for name in PERIGEE_FIELDS if name not in jets.track_fields]
-    if missing:
-        raise DataError(
-            f"fits of vertices need the track field(s) {', '.join(missing)}",
-            where=jets.dataset,
-            expected=", ".join(PERIGEE_FIELDS),
-            fix="set tagger.vertex_fit to false, or map the fields in the data card",
-        )
+    without = "set 'tagger.vertex_fit' to false"
+    require_track_fields(jets, PERIGEE_FIELDS, by="a fit of vertices", instead=without)
     fields = jets.tracks[:, [jets.track_fields.index(name) for name in PERIGEE_FIELDS]]
     jet_eta = np.repeat(jets.eta, jets.n_tracks)[:, None]
     columns = np.concatenate([fields, jet_eta], axis=1).astype(np.float32)

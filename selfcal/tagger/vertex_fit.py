@@ -30,6 +30,7 @@ from torch import Tensor
 from selfcal.tagger.perigee import Approach, Perigee, approach
 
 PRIOR_WIDTH_MM = 20.0
+"""Of the vertex position in each direction: keeps the fit of parallel tracks finite."""
 PION_MASS_GEV = 0.13957039
 MASS_RESOLUTION_GEV = 1e-3
 """Masses are √(m² + ε²) − ε with this ε: a vertex without tracks has mass 0 and a finite gradient."""
@@ -37,6 +38,7 @@ MASS_RESOLUTION_GEV = 1e-3
 MAX_ITERATIONS = 50
 _CONVERGED_STEP = 1e-7
 _SLACK = 1e-12
+"""A step counts as downward within this of its start, relative and absolute: rounding alone may undo it."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from selfcal.transport.sample import build_sample, simulated_fractions
 from selfcal.transport.support import QUANTILE, Support
 
 REGION_DEPENDENCE_ALARM = 0.01
+"""p-value below which differences between regions are warned of."""
 
 
 def run_calibrate(context: RunContext) -> list[Path]:

@@ -6,6 +6,7 @@ The hinge acts on a moving average of D_r, because on a single minibatch it is b
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from selfcal.config.training import JointConfig
@@ -29,7 +30,7 @@ class Constraints:
         self.averages = [floor.clone() for floor in floors]
         self.multipliers = [0.0 for _ in floors]
 
-    def observe(self, region: int, distance: Tensor) -> float:
+    def observe(self, region: int, distance: Float[Tensor, ""]) -> float:
         """Take D_r of a minibatch into the average; the weight that it now has."""
         self.averages[region] = AVERAGE_KEPT * self.averages[region] + (1 - AVERAGE_KEPT) * distance.detach()
         excess = float(self.averages[region] - self.floors[region])

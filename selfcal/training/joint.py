@@ -171,14 +171,14 @@ class _JointStage:
 
     def _prepared(self, name: str) -> list[RegionPenalty]:
         inputs = PenaltyInputs(
-            self.simulation.sample,
-            self.data.sample,
-            self.rows,
-            self.simulated,
-            self.inputs.frame,
-            self.inputs.prior,
-            self.inputs.start,
-            self.per_region,
+            simulation=self.simulation.sample,
+            data=self.data.sample,
+            rows=self.rows,
+            simulated=self.simulated,
+            frame=self.inputs.frame,
+            prior=self.inputs.prior,
+            start=self.inputs.start,
+            per_region=self.per_region,
         )
         return prepare_penalties(name, inputs, self.config, np.random.default_rng([self.seed, 1]))
 

@@ -109,7 +109,13 @@ def _sums_in_order(device: torch.device) -> Iterator[None]:
 
 
 def training_device(config: TrainingConfig) -> torch.device:
-    """``config.device``; with ``auto`` this process's GPU, or the CPU where there is none."""
+    """``config.device``; with ``auto`` this process's GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If a GPU is asked for where there is none.
+    """
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

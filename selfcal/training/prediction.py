@@ -104,6 +104,11 @@ def write_friend(
 
     Row i of ``jets`` is jet i of the source; ``runNumber``, ``eventNumber`` and ``jet_rank`` join them
     again. Momenta are in MeV.
+
+    Raises
+    ------
+    DataError
+        If the file has another number of jets than ``n_jets``.
     """
     types: dict[str, str] = {
         "runNumber": "<i8", "eventNumber": "<i8", "jet_rank": "<i4",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfcal.errors import Interrupted
@@ -39,7 +40,7 @@ class Processes:
     rank: int
     size: int
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def total(self, tensor: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """The sum over all processes, on each of them; without gradient."""
         if self.size == 1:
             return tensor.detach()

@@ -32,7 +32,13 @@ def scorer_of(bundle: TaggerBundle) -> Scorer:
 
 
 def given_scores(jets: Jets) -> JetScores:
-    """The scores that came with the jets."""
+    """The scores that came with the jets.
+
+    Raises
+    ------
+    DataError
+        If they came without.
+    """
     if jets.log_score is None:
         raise DataError(f"the jets of '{jets.dataset}' were read without scores")
     return JetScores(jets.log_score)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.calibration import Separator
+from selfcal.data.field_names import require_track_fields
 from selfcal.data.jets import Jets
-from selfcal.errors import DataError
 from selfcal.sbi.track_columns import REQUIRED, column, track_columns, track_pt_gev
 
 DISPLACED = 2.5
@@ -40,13 +40,8 @@ def separator_columns(jets: Jets, names: Sequence[Separator]) -> NDArray[np.floa
         If a signed significance is absent, or, for a mass, the momentum of tracks.
     """
     needed = [*REQUIRED, *(_MOMENTUM if "displaced_mass" in names else ())]
-    if missing := [name for name in needed if name not in jets.track_fields]:
-        raise DataError(
-            f"the separators need track fields that are absent: {', '.join(missing)}",
-            where=jets.dataset,
-            expected=", ".join(needed),
-            fix="provide them, or shorten 'calibration.composition.separators'",
-        )
+    shorter = "shorten 'calibration.composition.separators'"
+    require_track_fields(jets, needed, by="the separators", instead=shorter)
     tracks = track_columns(jets)
     near = np.abs(tracks.z0_significance) < NEAR
     displaced = near & (tracks.d0_significance > DISPLACED)

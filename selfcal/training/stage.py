@@ -88,6 +88,11 @@ def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, Ten
 
     Inputs are those that all training files can provide; the normalisation is
     measured on the training jets alone.
+
+    Raises
+    ------
+    DataError
+        If there are no jets to train on, or no true pT where it is to be learnt.
     """
     config = context.config
     samples = [jets for jets in training_fold(context) if len(jets)]

@@ -116,19 +116,19 @@ def collect(derivation: Derivation, regions: tuple[str, ...], frame: ScoreFrame)
         derivation.config.composition.map_scale,
     )
     return Calibration(
-        frame,
-        regions,
-        nominal.maps,
-        stiff,
-        tuple(replica.maps for replica in replicas),
-        derivation.prior,
-        nominal.fractions,
-        bulk.fractions,
-        derivation.final_uncertainty(),
-        tuple(FLAVOURS[index] for index in undetermined),
-        tuple(derivation.mixture(f"seed-{index}").maps for index in range(derivation.config.seeds)),
-        tuple(derivation.region_dependence().scale.tolist()),
-        {name: derivation.mixture(f"family-{name}").maps for name in derivation.config.families},
+        frame=frame,
+        regions=regions,
+        nominal=nominal.maps,
+        stiff=stiff,
+        replicas=tuple(replica.maps for replica in replicas),
+        prior=derivation.prior,
+        fractions=nominal.fractions,
+        bulk_fractions=bulk.fractions,
+        fraction_uncertainty=derivation.final_uncertainty(),
+        extrapolated=tuple(FLAVOURS[index] for index in undetermined),
+        seeds=tuple(derivation.mixture(f"seed-{index}").maps for index in range(derivation.config.seeds)),
+        region_scale=tuple(derivation.region_dependence().scale.tolist()),
+        families={name: derivation.mixture(f"family-{name}").maps for name in derivation.config.families},
     )
 
 
@@ -194,25 +194,25 @@ def load_calibration(folder: Path) -> Calibration:
             return maps.requires_grad_(requires_grad=False)
 
         return Calibration(
-            frame,
-            tuple(described["regions"]),
-            restored(build_maps(config, width, CONDITIONS), "nominal"),
-            restored(FlavourMaps(lambda: AffineMap(width, CONDITIONS, prior_width=1.0)), "stiff"),
-            tuple(
+            frame=frame,
+            regions=tuple(described["regions"]),
+            nominal=restored(build_maps(config, width, CONDITIONS), "nominal"),
+            stiff=restored(FlavourMaps(lambda: AffineMap(width, CONDITIONS, prior_width=1.0)), "stiff"),
+            replicas=tuple(
                 restored(build_maps(config, width, CONDITIONS), f"replica-{index}")
                 for index in range(described["replicas"])
             ),
-            CompositionPrior(arrays["prior/fractions"], arrays["prior/uncertainty"]),
-            arrays["composition/fractions"],
-            arrays["composition/bulk"],
-            arrays["composition/uncertainty"],
-            tuple(described["extrapolated"]),
-            tuple(
+            prior=CompositionPrior(arrays["prior/fractions"], arrays["prior/uncertainty"]),
+            fractions=arrays["composition/fractions"],
+            bulk_fractions=arrays["composition/bulk"],
+            fraction_uncertainty=arrays["composition/uncertainty"],
+            extrapolated=tuple(described["extrapolated"]),
+            seeds=tuple(
                 restored(build_maps(config, width, CONDITIONS), f"seed-{i}")
                 for i in range(described["seeds"])
             ),
-            tuple(described["region_scale"]),
-            {
+            region_scale=tuple(described["region_scale"]),
+            families={
                 name: restored(build_maps(map_config(name, config), width, CONDITIONS), f"family-{name}")
                 for name in described.get("families", ())
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 
 from selfcal.config.card import DataCard
 from selfcal.data.flavours import FLAVOURS
@@ -15,7 +16,13 @@ FRACTION_UNCERTAINTY_MIN = 0.002
 
 
 def control_regions(context: RunContext) -> tuple[str, ...]:
-    """Regions with both simulation and data, in the order of the cards."""
+    """Regions with both simulation and data, in the order of the cards.
+
+    Raises
+    ------
+    ConfigError
+        If a control region lacks one of the two.
+    """
     simulated = dict.fromkeys(card.region for card in context.cards_for("simulation", "control"))
     observed = dict.fromkeys(card.region for card in context.cards_for("data", "control"))
     if unmatched := sorted(set(simulated) ^ set(observed)):
@@ -33,9 +40,12 @@ def cards_of(context: RunContext, role: str, region: str) -> list[DataCard]:
 
 
 def composition_prior(
-    context: RunContext, regions: tuple[str, ...], simulated: torch.Tensor
+    context: RunContext, regions: tuple[str, ...], simulated: Float[torch.Tensor, "regions flavours"]
 ) -> CompositionPrior:
-    """The cards' priors: central fractions renormalised to one, and their widths, (R, F)."""
+    """The cards' priors: central fractions renormalised to one, and their widths.
+
+    ``simulated`` are the fractions in simulation, which a card without values of its own has.
+    """
     centre = simulated.clone()
     relative = torch.zeros_like(centre)
     for row, region in enumerate(regions):

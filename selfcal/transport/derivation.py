@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 import selfcal
@@ -221,16 +222,16 @@ class Derivation:
         """Flavours (indices) whose map no region determines."""
         return tuple(int(i) for i in read_arrays(self.path("identifiability"))["undetermined"].nonzero()[0])
 
-    def fraction_uncertainty(self) -> Tensor:
-        """σ of each fitted fraction (R, F): bootstrap spread ⊕ ``relative_floor``."""
+    def fraction_uncertainty(self) -> Float[Tensor, "regions flavours"]:
+        """σ of each fitted fraction: bootstrap spread ⊕ ``relative_floor``."""
         replicas = torch.stack(
             [self.composition(f"bulk-{index}").fractions for index in range(self.config.bootstraps)]
         )
         floor = self.config.composition.relative_floor * self.composition().fractions
         return (replicas.var(0) + floor.square()).sqrt().clamp_min(1e-4)
 
-    def final_uncertainty(self) -> Tensor:
-        """σ of the fractions that the likelihood gives (R, F).
+    def final_uncertainty(self) -> Float[Tensor, "regions flavours"]:
+        """σ of the fractions that the likelihood gives.
 
         It is the larger of the bootstrap spreads of the two fits (bulk distance, likelihood) in quadrature
         with their difference; where the likelihood decides alone (``composition.by``), the spread of its

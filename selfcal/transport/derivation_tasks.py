@@ -179,16 +179,16 @@ def _fit_maps(
     """Maps and fractions near those of the task ``bulk``; a fit by likelihood needs densities."""
     config = derivation.config
     fit = fit_maps(
-        simulation,
-        data,
-        densities,
-        derivation.constraint(bulk),
-        config,
-        derivation.generator(_like(task)),
-        start,
-        config.map.steps if start is None else config.bootstrap_steps,
-        derivation.undetermined(),
-        derivation.composition(bulk).pt_shape,
+        simulation=simulation,
+        data=data,
+        densities=densities,
+        constraint=derivation.constraint(bulk),
+        config=config,
+        generator=derivation.generator(_like(task)),
+        start=start,
+        steps=config.map.steps if start is None else config.bootstrap_steps,
+        identities=derivation.undetermined(),
+        pt_shape=derivation.composition(bulk).pt_shape,
     )
     write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")})
 
@@ -232,14 +232,14 @@ def fit_maps(
     # The bulk fit's batches: a distance costs their square.
     schedule = DistanceSchedule(steps, config.composition.batch_size, config.map.learning_rate)
     by_distance = fit_by_distance(
-        simulation if pt_shape is None else pt_shape.weighted(simulation),
-        data,
-        constraint,
-        maps,
-        constraint.fractions if start is None else start.fractions,
-        schedule,
-        generator,
-        displacement_price(config.map, width),
+        simulation=simulation if pt_shape is None else pt_shape.weighted(simulation),
+        data=data,
+        prior=constraint,
+        maps=maps,
+        start=constraint.fractions if start is None else start.fractions,
+        schedule=schedule,
+        generator=generator,
+        displacement_price=displacement_price(config.map, width),
         distance=config.map.distance,
     )
     return MixtureFit(by_distance.maps, by_distance.fractions)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
@@ -49,14 +49,14 @@ class MixtureDistance:
         return float(2.0 * fractions @ self.to_data - fractions @ self.between @ fractions - self.within_data)
 
     def gradient(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """dD/dπ, one per component."""
+        """dD/dπ, (K,), one per component."""
         slope: NDArray[np.float64] = 2.0 * self.to_data - 2.0 * self.between @ fractions
         return slope
 
 
 def mixture_distance(
     features: Float[Tensor, "n features"],
-    flavour: Tensor,
+    flavour: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     data: Float[Tensor, "m features"],
     data_weight: Float[Tensor, " m"],
@@ -84,7 +84,7 @@ def mixture_distance(
 def some_jets(
     sample: tuple[Float[Tensor, "n features"], Tensor], most: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """At most ``most`` jets of (features, weights)."""
+    """At most ``most`` jets of (features, weights), whose first dimension is jets."""
     x, weight = sample
     if len(x) <= most:
         return x, weight

@@ -189,7 +189,7 @@ def _leading(vector: NDArray[np.float64], names: tuple[str, ...] | list[str]) ->
 def prior_widths(
     prior: CompositionPrior, fractions: Float[Tensor, "regions flavours"], coordinates: int, map_scale: float
 ) -> NDArray[np.float64]:
-    """σ of every parameter of :func:`mixture_scores`, in its order."""
+    """σ (P,) of every parameter of :func:`mixture_scores`, in its order."""
     widths: list[float] = []
     for region in range(len(fractions)):
         reference = int(fractions[region].argmax())

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
@@ -90,7 +90,7 @@ class PtShape:
 
 def spline_distance(
     features: Float[Tensor, "n features"],
-    flavour: Tensor,
+    flavour: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     hats: Float[Tensor, "n knots"],
     data: Float[Tensor, "m features"],

@@ -173,7 +173,7 @@ class BinnedScaleFactors:
         return cls(edges, np.where(known, shares[1] / np.where(known, shares[0], 1.0), 1.0))
 
     def weights(self, discriminant: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The factor of every simulated jet."""
+        """The factor of every simulated jet, (N,)."""
         return np.asarray(self.factors[np.digitize(discriminant, self.edges)])
 
 
@@ -252,7 +252,7 @@ class ClassifierReweighting:
     def weights(
         self, simulation: Points, simulation_weight: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
-        """The factor of every simulated jet, mean one."""
+        """The factor of every simulated jet, mean one, (N,)."""
         ratio = np.exp(self.log_ratio(simulation))
         given = np.ones(len(simulation)) if simulation_weight is None else simulation_weight
         return np.asarray(ratio * given.sum() / (ratio * given).sum())

@@ -15,6 +15,7 @@ from selfcal.transport.composition import distance_features
 from selfcal.transport.sample import Sample
 
 NEIGHBOURS = 10
+"""A jet is as far from the reference as its neighbour of this number."""
 QUANTILE = 0.999
 REFERENCE_JETS = 5000
 """Jets per flavour that stand for the control regions."""

@@ -16,6 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from selfcal.config.fit import FitConfig
+from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import Binning, Templates
 
 torch.set_num_threads(1)
@@ -148,6 +150,12 @@ def small_world() -> World:
     return World(
         first_pt_bin(world.templates), **{name: getattr(world, name)[:, :1] for name in sorted(truth)}
     )
+
+
+@pytest.fixture(scope="session")
+def measured(small_world):
+    """The measurement of the small world with the options of the default configuration."""
+    return measure(small_world.templates, FitConfig())
 
 
 def b_jets_only(data: NDArray[np.float64], shape: NDArray[np.float64], size: float = 1e9) -> Templates:

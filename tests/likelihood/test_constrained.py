@@ -7,17 +7,10 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from selfcal.config.fit import FitConfig
 from selfcal.likelihood.constrained import constrained_minima
 from selfcal.likelihood.fit import fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.profile import scan
-from selfcal.likelihood.stage import measure
-
-
-@pytest.fixture(scope="module")
-def measured(small_world):
-    return measure(small_world.templates, FitConfig())
 
 
 def counting(counts: list[float]) -> HistFactory:

@@ -24,11 +24,6 @@ from selfcal.likelihood.scale_factors import group_of
 from selfcal.likelihood.stage import measure, pulls
 
 
-@pytest.fixture(scope="module")
-def measured(small_world):
-    return measure(small_world.templates, FitConfig())
-
-
 def test_refitted_and_first_order_impacts_agree_within_two_per_cent_of_sigma(measured) -> None:
     model, result, factors = measured.model, measured.result, measured.factors
     found = impacts(model, result, factors)

@@ -14,12 +14,7 @@ from selfcal.likelihood.fit import fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.impacts import hold, impacts, strongest
 from selfcal.likelihood.profile import scan
-from selfcal.likelihood.stage import measure, scans
-
-
-@pytest.fixture(scope="module")
-def measured(small_world):
-    return measure(small_world.templates, FitConfig())
+from selfcal.likelihood.stage import scans
 
 
 def poisson_model(count: float) -> HistFactory:

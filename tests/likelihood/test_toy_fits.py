@@ -9,18 +9,11 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest
 
-from selfcal.config.fit import FitConfig
 from selfcal.likelihood import toy_fits
 from selfcal.likelihood.derivatives import Differentiator
 from selfcal.likelihood.fit import fit, goodness_of_fit
 from selfcal.likelihood.histfactory import HistFactory
-from selfcal.likelihood.stage import measure
 from selfcal.likelihood.toy_fits import draw_toys, fit_batch, fit_toys, toy_goodness
-
-
-@pytest.fixture(scope="module")
-def measured(small_world):
-    return measure(small_world.templates, FitConfig())
 
 
 def test_a_toy_fitted_in_a_batch_is_the_same_as_fitted_alone(measured) -> None:

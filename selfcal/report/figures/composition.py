@@ -21,7 +21,13 @@ from selfcal.report.style import (
 
 
 def composition_figure(composition: Composition) -> ReportFigure:
-    """One panel per region: grey bar the prior, coloured point the fit, open diamond the truth."""
+    """One panel per region: grey bar the prior, coloured point the fit, open diamond the truth.
+
+    Raises
+    ------
+    DataError
+        If there is no region.
+    """
     regions = [
         region for region in composition.regions if any(row.region == region for row in composition.rows)
     ]

@@ -12,7 +12,7 @@ from selfcal.report.style import INK, ReportFigure, experiment_label, flavour_la
 
 
 def correlation(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """C_ij / √(C_ii C_jj); rows and columns of zero variance are zero."""
+    """C_ij / √(C_ii C_jj), (S, S); rows and columns of zero variance are zero."""
     spread = np.sqrt(np.clip(np.diagonal(covariance), 0.0, None))
     inverse = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
     return covariance * inverse[:, None] * inverse[None, :]

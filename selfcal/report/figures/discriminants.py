@@ -24,6 +24,7 @@ from selfcal.report.style import (
 
 Histogram = NDArray[np.float64]
 RATIO_HALF_WIDTH_MAX = 0.95
+"""The panel of ratios shows one plus or minus this at most."""
 KINDS = ("data", "nominal", "calibrated", "nominal_variance", "calibrated_variance") + (
     "calibrated_up",
     "calibrated_down",

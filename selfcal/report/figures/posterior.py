@@ -14,6 +14,7 @@ from selfcal.report.style import AFTER_COLOUR, BEFORE_COLOUR, INK, ReportFigure,
 SHOWN_MAX = 8
 """More parameters than that make labels too small to read; the table has all of them."""
 REACH = 3.5
+"""Half width of an axis, in posterior standard deviations."""
 
 
 def shown_parameters(posterior: Posterior) -> list[int]:

@@ -23,6 +23,7 @@ from selfcal.report.style import (
 
 LINES = ("-", "--", ":", "-.")
 RISE_MAX = 9.5
+"""Top of the axis of −2 Δ ln L: three standard deviations and a margin."""
 
 
 def scan_figures(scans: Scans, scale_factors: ScaleFactors) -> list[ReportFigure]:
