@@ -9,7 +9,7 @@ from selfcal.cli.execution import execute, print_json, set_log_level
 from selfcal.cli.options import Options
 from selfcal.config.card import DataCard
 from selfcal.config.document import read_document
-from selfcal.config.loading import find_configuration, joined_problems, load_card
+from selfcal.config.loading import find_configuration, is_card, joined_problems, load_card
 from selfcal.config.run import DataConfig
 from selfcal.errors import ConfigError
 from selfcal.run.card_files import card_files
@@ -25,20 +25,14 @@ def validate_cards_or_run(options: Options) -> None:
     """
     if not options.configurations:
         raise ConfigError("nothing to validate", expected="paths of data cards or of run configurations")
-    is_card = [_is_card(find_configuration(name)) for name in options.configurations]
-    if not any(is_card):
+    are_cards = [is_card(read_document(find_configuration(name))) for name in options.configurations]
+    if not any(are_cards):
         execute("validate", options)
         return
-    if not all(is_card):
+    if not all(are_cards):
         raise ConfigError("data cards and run configurations together", fix="validate them in two commands")
     set_log_level(options.verbose)
     _validate_cards([Path(name) for name in options.configurations], options)
-
-
-def _is_card(path: Path) -> bool:
-    """A run configuration has ``data``; a card has ``role``, ``region`` or ``files``."""
-    values = read_document(path).values
-    return "data" not in values and any(key in values for key in ("role", "region", "files"))
 
 
 def _validate_cards(paths: list[Path], options: Options) -> None:

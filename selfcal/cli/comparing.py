@@ -27,8 +27,8 @@ def execute_comparison(options: Options) -> None:
     if len(names) != 2 or not all(Path(name).is_dir() for name in names):
         raise ConfigError(
             f"cannot compare {' '.join(names)}",
-            expected="the directories of two runs",
-            fix="selfcal report RUN_A RUN_B",
+            expected="the directories of two runs, or a configuration",
+            fix="selfcal report RUN_A RUN_B; for the report of one run: selfcal report CONFIG --out RUN",
         )
     if options.assignments or options.seed is not None:
         raise ConfigError("--set and --seed change no finished run", fix="leave them out")

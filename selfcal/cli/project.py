@@ -18,8 +18,9 @@ README = """# A selfcal project
   replace the `generate` block by `files: [...]` to use your own.
 
 ```
-selfcal run configs/demo.yaml --dry-run
-selfcal run configs/demo.yaml
+selfcal run configs/demo.yaml --dry-run                  # what would be done; nothing is written
+selfcal run configs/demo.yaml small --out runs/small     # a few jets, in minutes: the numbers mean nothing
+selfcal run configs/demo.yaml                            # half an hour on two cores
 ```
 
 Results are in `runs/demo/results/`, the report is `runs/demo/report.html`.

@@ -146,7 +146,9 @@ class DataCard(Configured):
         if bool(self.files) == (self.generate is not None):
             raise ValueError("give either 'files' or a 'generate' block, and not both")
         if self.role == "data" and self.use == "control" and self.composition is None:
-            raise ValueError("data of a control region need a 'composition' prior")
+            raise ValueError(
+                "data of a control region need a prior: add 'composition: {relative_uncertainty: 0.25}'"
+            )
         if self.role == "simulation" and self.composition is not None:
             raise ValueError("'composition' belongs to the data of a region, not to its simulation")
         if (self.use == "alternative") != (self.variation is not None):

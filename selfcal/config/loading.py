@@ -193,9 +193,19 @@ def find_configuration(name: str) -> Path:
         If there is neither.
     """
     path = Path(name)
-    if path.exists() or path.suffix or "/" in name:
-        return path
     shipped = shipped_names("configs")
+    if path.is_dir() and name not in shipped:
+        resolved = path / "config.resolved.yaml"
+        raise ConfigError(
+            "a directory, not a configuration",
+            where=name,
+            expected=f"a YAML file, or one of the shipped configurations: {', '.join(shipped)}",
+            fix=f"the configuration of this run is {resolved}" if resolved.is_file() else None,
+        )
+    if path.exists() and not path.is_dir():
+        return path
+    if path.suffix or "/" in name:
+        raise ConfigError("file not found", where=name, expected="a YAML file", fix=_nearest_file(path))
     if name in shipped:
         return shipped_path("configs") / f"{name}.yaml"
     raise ConfigError(
@@ -203,6 +213,15 @@ def find_configuration(name: str) -> Path:
         where=name,
         expected=f"a YAML file, or one of the shipped configurations: {', '.join(shipped)}",
     )
+
+
+def _nearest_file(path: Path) -> str | None:
+    """The YAML file of the same folder whose name is most like that of a file which is not there."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    names = [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"did you mean '{path.parent / close[0]}'?" if close else None
 
 
 def load_run(
@@ -233,8 +252,34 @@ def load_run(
         document = merge_documents(
             document, Document({"seed": seed}, {("seed",): Position(f"--seed {seed}")})
         )
+    _refuse_parts(document, [str(name) for name in configurations])
     config = load_model(document, RunConfig)
     return _with_cards(config, document)
+
+
+def is_card(document: Document) -> bool:
+    """A run configuration has ``data``; a card has ``role``, ``region`` or ``files``."""
+    return "data" not in document.values and any(
+        key in document.values for key in ("role", "region", "files")
+    )
+
+
+def _refuse_parts(document: Document, names: Sequence[str]) -> None:
+    """What belongs to a run configuration, but is none by itself: a data card, or what others are to hold."""
+    if is_card(document):
+        raise ConfigError(
+            "a data card, not a run configuration",
+            where=", ".join(names),
+            expected="a configuration that lists the card under 'data.cards'",
+            fix=f"to check the card alone: selfcal validate {' '.join(names)}",
+        )
+    if "data" not in document.values and set(document.values) <= set(RunConfig.model_fields):
+        raise ConfigError(
+            "missing key 'data': no datasets",
+            where=", ".join(names),
+            expected="'name' and 'data.cards'; what has neither is laid over a whole configuration",
+            fix=f"name a whole one first, for example: selfcal run demo {' '.join(names)}",
+        )
 
 
 def _with_cards(config: RunConfig, document: Document) -> LoadedRun:

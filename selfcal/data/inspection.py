@@ -16,6 +16,7 @@ from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.guards import DatasetGuard, Finding
+from selfcal.data.guessed_fields import guessed_jet_fields
 from selfcal.data.jet_reader import CHUNK_JETS, Contents, Wanted
 from selfcal.data.jets import Jets
 from selfcal.data.reading import format_of, read_dataset, reader_of
@@ -59,9 +60,12 @@ def inspect_file(path: Path, collection: str | None = None) -> Inspection:
     contents = reader_of(format_of(path)).contents(path, collection)
     notes: list[str] = []
     guess = _first_guess(path, contents, collection)
+    guess = _with_own_names(guess, contents, path, notes)
     guess = _with_plausible_momenta(guess, contents, path, notes)
     guess = _with_scores(guess, contents, path, notes)
     jets = _first_jets(guess, path, contents)
+    if contents.track_fields and not jets.track_fields:
+        notes.append("LOOK INTO THIS: no track field has a known name; give them under 'fields.tracks'")
     guard = DatasetGuard(_card(guess), DataConfig(cards=("any",)))
     guard.add(jets)
     findings = tuple(guard.findings())
@@ -76,7 +80,7 @@ def inspect_file(path: Path, collection: str | None = None) -> Inspection:
         contents=contents,
         jets_read=len(jets),
         ranges=_ranges(jets),
-        flavours=flavours if contents.labelled else None,
+        flavours=flavours if guess["role"] == "simulation" else None,
         findings=findings,
         notes=tuple(notes),
         card=guess,
@@ -92,9 +96,31 @@ def _first_guess(path: Path, contents: Contents, collection: str | None) -> dict
     guess |= {"files": [path.name], "sha256": {path.name: file_sha256(path)}}
     if collection is not None:
         guess["collection"] = collection
-    if role == "data":
-        guess["composition"] = {"relative_uncertainty": 0.25}
-    return guess
+    return guess | _prior(role)
+
+
+def _prior(role: str) -> dict[str, Any]:
+    return {"composition": {"relative_uncertainty": 0.25}} if role == "data" else {}
+
+
+def _with_own_names(
+    guess: dict[str, Any], contents: Contents, path: Path, notes: list[str]
+) -> dict[str, Any]:
+    """The guess with names of jet fields that are not those of the format, where one name alone fits."""
+    fields = guessed_jet_fields(contents.jet_fields) if contents.format == "ftag_hdf5" else {}
+    if not fields:
+        return guess
+    if "label" in fields:
+        labelled = {name: value for name, value in guess.items() if name != "composition"}
+        labelled |= {"role": "simulation", "fields": fields}
+        try:
+            _first_jets(labelled, path, contents)
+        except DataError as error:
+            notes.append(f"no labels are read from {fields.pop('label')}: {error.problem}")
+        else:
+            guess = labelled
+    notes.append(f"LOOK INTO THIS: names of fields that are not those of the format, guessed: {fields}")
+    return guess | {"fields": fields}
 
 
 def _card(guess: dict[str, Any]) -> DataCard:
@@ -117,7 +143,7 @@ def _with_plausible_momenta(
     choices: list[dict[str, Any]] = [{}]
     choices += [{"units": {"momentum": unit}} for unit in _MOMENTA]
     if contents.format == "ftag_hdf5" and {"pt", "eta"} <= set(contents.jet_fields):
-        fields = {"fields": {"pt": "pt", "eta": "eta"}}
+        fields = {"fields": guess.get("fields", {}) | {"pt": "pt", "eta": "eta"}}
         choices += [fields, *(fields | {"units": {"momentum": unit}} for unit in _MOMENTA)]
     for choice in choices:
         guard = DatasetGuard(_card(guess | choice), DataConfig(cards=("any",)))

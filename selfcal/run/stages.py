@@ -408,9 +408,10 @@ def _refuse_foreign_writes(
         changed = status is None or (status.st_size, status.st_mtime_ns) != (size, modified)
         if changed or path in written:
             raise DataError(
-                f"stage '{stage.name}' changed the output of an earlier stage",
+                f"an output of an earlier stage changed while '{stage.name}' ran",
                 where=str(path),
-                fix="this is a defect of the program: please report it",
+                fix="if you or another program did it, run the same command again; if not, it is a defect of "
+                "selfcal: please report it",
             )
 
 

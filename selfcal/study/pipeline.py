@@ -174,14 +174,14 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
     ),
     StageDescription(
         "infer",
-        "Infer what the detector does differently in data, from tracks.",
+        "Infer the detector of the data from tracks.",
         "selfcal.sbi.stage:run_infer",
         _infer_configuration,
         ("results/posterior.json", "results/posterior_samples.safetensors", "results/donors.safetensors"),
     ),
     StageDescription(
         "calibrate",
-        "Fit composition and calibration map, with bootstrap replicas.",
+        "Fit composition and calibration map.",
         "selfcal.training.calibrate_stage:run_calibrate",
         _calibrate_configuration,
         ("checkpoints/", "results/"),
@@ -195,14 +195,14 @@ DESCRIPTIONS: tuple[StageDescription, ...] = (
     ),
     StageDescription(
         "efficiencies",
-        "Learn the efficiency of single jets from the jets of their event.",
+        "Learn the efficiency of single jets.",
         "selfcal.efficiency.stage:run_efficiencies",
         _efficiencies_configuration,
         ("results/efficiency_map.json", "results/efficiency_closure.json", "results/efficiency_map/"),
     ),
     StageDescription(
         "profile",
-        "Learn the profile likelihood of chosen scale factors.",
+        "Learn the profile likelihood as a network.",
         "selfcal.likelihood.profile_stage:run_profile",
         _profile_configuration,
         ("results/profile_likelihood.json", "results/profile_likelihood.safetensors"),

@@ -131,7 +131,7 @@ def test_a_wrong_card_is_reported_with_its_own_line(project):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("name: a\nrole: data\nregion: r\nfiles: [x.h5]\n", "need a 'composition' prior"),
+        ("name: a\nrole: data\nregion: r\nfiles: [x.h5]\n", "need a prior: add 'composition:"),
         ("name: a\nrole: simulation\nregion: r\n", "either 'files' or a 'generate' block"),
         ("name: a\nrole: simulation\nregion: r\nfiles: [x]\ncomposition: {}\n", "belongs to the data"),
         ("name: a b\nrole: simulation\nregion: r\nfiles: [x]\n", "'a b'"),
@@ -271,8 +271,34 @@ def test_file_that_is_no_text_or_not_readable(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes(b"name: x\nb: \xff\xfe\n")
     assert problems_of(path).where == f"{path}, line 2"
-    assert "cannot read" in problems_of(tmp_path).problem
+    assert "a directory" in problems_of(tmp_path).problem
     assert problems_of(tmp_path / "none.yaml").problem == "file not found"
     if os.geteuid():
         path.chmod(0)
         assert "cannot read" in problems_of(path).problem
+
+
+def test_a_misspelt_path_names_the_nearest_file(project):
+    assert problems_of(project / "rum.yaml").fix == f"did you mean '{project / 'run.yaml'}'?"
+    assert problems_of(project / "quite_another.yaml").fix is None
+    assert "no folder" in str(problems_of(project / "none" / "run.yaml").fix)
+
+
+def test_the_directory_of_a_run_names_its_configuration(project, monkeypatch):
+    (project / "config.resolved.yaml").write_text("name: test\n")
+    error = problems_of(project)
+    assert error.problem == "a directory, not a configuration"
+    assert str(project / "config.resolved.yaml") in str(error.fix)
+    monkeypatch.chdir(project)
+    (project / "demo").mkdir()
+    assert find_configuration("demo").parent == shipped_path("configs")
+
+
+def test_what_is_no_configuration_by_itself_says_what_it_is(project):
+    with pytest.raises(ConfigError, match="missing key 'data'") as caught:
+        load_run(["small"])
+    assert caught.value.fix is not None
+    assert caught.value.fix.endswith("selfcal run demo small")
+    assert problems_of(project / "cards" / "sim.yaml").problem == "a data card, not a run configuration"
+    (project / "run.yaml").write_text("name: test\ndat:\n  cards: [cards/sim.yaml]\n")
+    assert "did you mean 'data'?" in str(problems_of(project / "run.yaml"))

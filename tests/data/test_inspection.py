@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import uproot
 import yaml
 
 from selfcal.cli.app import main
+from selfcal.data.guessed_fields import guessed_jet_fields
 from selfcal.data.hdf5 import write_jets
 from selfcal.data.jets import Jets
 
@@ -151,3 +153,49 @@ def test_published_histograms_are_said_to_be_histograms(
     for path in files:
         assert main(["inspect", str(path)]) == 3
         assert "histogram" in capsys.readouterr().err
+
+
+def renamed(path: Path, target: Path, names: dict[str, str]) -> None:
+    """A native file with other names of jet fields, and momenta in GeV."""
+    with h5py.File(path) as file, h5py.File(target, "w") as other:
+        jets = file["jets"][:]
+        jets["pt_btagJes"] /= 1000
+        jets.dtype.names = tuple(names.get(name, name) for name in jets.dtype.names)
+        other["jets"], other["tracks"] = jets, file["tracks"][:]
+
+
+def test_other_names_and_units_of_jet_fields_are_guessed(
+    tmp_path: Path, jets: Jets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jets(tmp_path / "native.h5", jets, labels=True)
+    names = {"pt_btagJes": "jet_pt", "eta_btagJes": "jet_eta", "eventNumber": "event_id"}
+    label = {"HadronConeExclTruthLabelID": "truth_label"}
+    renamed(tmp_path / "native.h5", tmp_path / "sim_own.h5", names | label)
+    card = tmp_path / "sim_own.yaml"
+    found = inspected(tmp_path / "sim_own.h5", card, capsys)
+    fields = {"pt": "jet_pt", "eta": "jet_eta", "label": "truth_label", "event": "event_id"}
+    assert found["card"]["fields"] == fields
+    assert found["card"]["units"] == {"momentum": "GeV"}
+    assert found["card"]["role"] == "simulation"
+    assert list(found["flavours"].values()) == [int((jets.flavour == index).sum()) for index in range(4)]
+    assert "LOOK INTO THIS" in card.read_text()
+    assert main(["validate", str(card)]) == 0, capsys.readouterr().err
+
+
+def test_labels_that_are_none_of_ours_leave_a_card_of_data(
+    tmp_path: Path, jets: Jets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jets(tmp_path / "native.h5", jets, labels=True)
+    names = {"HadronConeExclTruthLabelID": "other_flavour"}
+    renamed(tmp_path / "native.h5", tmp_path / "own.h5", names)
+    with h5py.File(tmp_path / "own.h5", "r+") as file:
+        table = file["jets"][:]
+        table["other_flavour"] = 77
+        file["jets"][:] = table
+    found = inspected(tmp_path / "own.h5", tmp_path / "own.yaml", capsys)
+    assert (found["card"]["role"], found["flavours"]) == ("data", None)
+    assert any("no labels are read from other_flavour" in note for note in found["notes"])
+
+
+def test_nothing_is_guessed_where_two_names_fit_or_the_usual_one_is_there() -> None:
+    assert guessed_jet_fields(["jet_pt", "fat_pt", "truth_eta", "n_jet", "eventNumber", "event_id"]) == {}

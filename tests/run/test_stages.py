@@ -149,7 +149,7 @@ def test_a_stage_may_not_touch_the_outputs_of_another(chain, text):
             os.utime(output, ns=(1, 1))
 
     chain.before = overwrite
-    with pytest.raises(DataError, match="'c' changed the output of an earlier stage"):
+    with pytest.raises(DataError, match="output of an earlier stage changed while 'c' ran"):
         run_stages(chain.stages(), chain.context)
 
 
