@@ -25,6 +25,11 @@ from selfcal.run.stages import file_sha256
 
 _QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 _MOMENTA = ("MeV", "GeV")
+_IMPACT_PARAMETERS = (
+    *("d0", "z0SinTheta"),
+    *("lifetimeSignedD0Significance", "lifetimeSignedZ0SinThetaSignificance"),
+)
+"""What a tagger lives on; a file has them under some name."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,9 @@ def inspect_file(path: Path, collection: str | None = None) -> Inspection:
     guess = _with_plausible_momenta(guess, contents, path, notes)
     guess = _with_scores(guess, contents, path, notes)
     jets = _first_jets(guess, path, contents)
-    if contents.track_fields and not jets.track_fields:
-        notes.append("LOOK INTO THIS: no track field has a known name; give them under 'fields.tracks'")
+    unknown = [name for name in _IMPACT_PARAMETERS if name not in jets.track_fields]
+    if unknown and contents.format == "ftag_hdf5" and contents.track_fields:
+        notes.append(f"LOOK INTO THIS: tracks without {', '.join(unknown)}; name them under 'fields.tracks'")
     guard = DatasetGuard(_card(guess), DataConfig(cards=("any",)))
     guard.add(jets)
     findings = tuple(guard.findings())

@@ -199,3 +199,16 @@ def test_labels_that_are_none_of_ours_leave_a_card_of_data(
 
 def test_nothing_is_guessed_where_two_names_fit_or_the_usual_one_is_there() -> None:
     assert guessed_jet_fields(["jet_pt", "fat_pt", "truth_eta", "n_jet", "eventNumber", "event_id"]) == {}
+
+
+def test_impact_parameters_under_unknown_names_are_asked_for(
+    tmp_path: Path, jets: Jets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jets(tmp_path / "sim_dijet.h5", jets, labels=True)
+    with h5py.File(tmp_path / "sim_dijet.h5", "r+") as file:
+        tracks = file["tracks"][:]
+        tracks.dtype.names = tuple("ip" if name == "d0" else name for name in tracks.dtype.names)
+        del file["tracks"]
+        file["tracks"] = tracks
+    (note,) = inspected(tmp_path / "sim_dijet.h5", tmp_path / "card.yaml", capsys)["notes"]
+    assert "tracks without d0; name them under 'fields.tracks'" in note
