@@ -43,6 +43,10 @@ def execute(verb: str, options: Options, *, resume: bool = False, evaluate: bool
             where=str(context.directory.path),
             fix="leave out --resume to start it",
         )
+    if verb == "run":
+        from selfcal.transport.control_regions import control_regions
+
+        control_regions(context)  # calibrate would refuse them, hours later
     if options.dry_run:
         _show_plan(verb, options, loaded, context)
         return

@@ -13,6 +13,9 @@ FLAVOURS: tuple[str, ...] = ("b", "c", "light", "tau")
 B, C, LIGHT, TAU = range(4)
 UNLABELLED = -1
 
+SIMULATED_JETS_MIN = 50
+"""Jets of every flavour in the derive fold, over all control regions, that its density needs."""
+
 SCORE_SUFFIXES: tuple[str, ...] = ("pb", "pc", "pu", "ptau")
 """Suffixes of score fields, ``<tagger>_pb`` and so on, in class order."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfcal.config.card import DataCard
 from selfcal.config.run import DataConfig
-from selfcal.data.flavours import FLAVOURS
+from selfcal.data.flavours import FLAVOURS, SIMULATED_JETS_MIN
 from selfcal.data.guards import DatasetGuard, Finding, overlap_problems
 from selfcal.data.jet_reader import CHUNK_JETS, Wanted
 from selfcal.data.reading import reader_of
@@ -164,7 +164,26 @@ def run_validate(context: RunContext) -> list[Path]:
     write_json(output, {"datasets": reports})
     context.reporter.close()
     context.say(render_report(reports))
+    for warning in scarce_flavours(reports):
+        context.say(f"WARNING: {warning}")
     return [output]
+
+
+def scarce_flavours(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The flavours of which there are too few simulated jets for a calibration, whatever the fold.
+
+    No error: a tagger can be trained without them.
+    """
+    simulated = [
+        one["flavours"] for one in reports if one["flavours"] is not None and one["use"] == "control"
+    ]
+    totals = {name: sum(flavours.get(name, 0) for flavours in simulated) for name in FLAVOURS}
+    return [
+        f"only {total} simulated {name} jets in all control regions: 'calibrate' will refuse them, it needs "
+        f"{SIMULATED_JETS_MIN} in the derive fold; add simulation and data of a region that contains them"
+        for name, total in totals.items()
+        if total < SIMULATED_JETS_MIN and simulated
+    ]
 
 
 def _too_small(card: DataCard, report: Mapping[str, Any]) -> list[str]:

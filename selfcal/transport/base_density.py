@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfcal.config.calibration import BaseDensityConfig
-from selfcal.data.flavours import FLAVOURS
+from selfcal.data.flavours import FLAVOURS, SIMULATED_JETS_MIN
 from selfcal.errors import FitError
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.sample import Sample
@@ -76,11 +76,11 @@ def fit_base_densities(
         densities.load_state_dict(start.state_dict())
     samples = [simulation.rows(simulation.flavour == index) for index in range(len(FLAVOURS))]
     for name, sample in zip(FLAVOURS, samples, strict=True):
-        if len(sample) < 50:
+        if len(sample) < SIMULATED_JETS_MIN:
             raise FitError(
                 f"only {len(sample)} simulated {name} jets in all control regions of the derive fold",
-                expected="at least 50",
-                fix="add simulation of a region that contains this flavour",
+                expected=f"at least {SIMULATED_JETS_MIN}",
+                fix="add simulation and data of a region that contains this flavour",
             )
     learning_rate = config.learning_rate * (0.3 if start is not None else 1.0)
     optimiser = torch.optim.Adam(densities.parameters(), lr=learning_rate)

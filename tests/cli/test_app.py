@@ -279,3 +279,16 @@ def test_help_does_not_import_the_heavy_libraries():
     command = [sys.executable, "-c", script]
     answer = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_region_without_data_is_refused_before_anything_is_done(selfcal, project):
+    configuration = project / "run.yaml"
+    values = yaml.safe_load(configuration.read_text())
+    values["data"]["cards"] = [name for name in values["data"]["cards"] if "sim" in name]
+    configuration.write_text(yaml.safe_dump(values))
+    before = tree(project)
+    for words in (("--dry-run",), ()):
+        answer = selfcal("run", configuration, *words)
+        assert answer.code == 2
+        assert "control region(s) without both simulation and data: r\n" in answer.err
+    assert tree(project) == before

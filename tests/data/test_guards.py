@@ -20,7 +20,7 @@ from selfcal.data.hdf5 import write_jets
 from selfcal.data.jet_reader import Wanted
 from selfcal.data.jets import Jets
 from selfcal.data.reading import read_dataset
-from selfcal.data.validation import render_report, validate_dataset
+from selfcal.data.validation import render_report, scarce_flavours, validate_dataset
 from selfcal.errors import DataError
 
 SELECTION = DataConfig(cards=("any",))
@@ -292,3 +292,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, make_jets: Callable[
 
     peak(4_000)  # what is loaded once
     assert peak(32_000) < 1.1 * peak(8_000)
+
+
+def test_flavours_with_too_few_simulated_jets_for_a_calibration_are_named() -> None:
+    def report(use: str, flavours: dict[str, int] | None) -> dict[str, Any]:
+        return {"use": use, "flavours": flavours}
+
+    enough = dict.fromkeys(("b", "c", "light", "tau"), 25)
+    held_out = report("validation", {"tau": 1000})
+    assert scarce_flavours([report("control", enough), report("control", enough), held_out]) == []
+    (warning,) = scarce_flavours([report("control", enough | {"b": 50, "c": 50, "light": 50}), held_out])
+    assert warning.startswith("only 25 simulated tau jets in all control regions")
+    assert scarce_flavours([report("control", None)]) == []  # data alone are not judged
