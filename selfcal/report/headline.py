@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from selfcal.report.figures.closure import significance
-from selfcal.report.fit_inputs import Fit
+from selfcal.report.fit_inputs import Fit, GoodnessOfFit
 from selfcal.report.html import Headline, Tile
 from selfcal.report.inputs import (
     AGAINST_TRUTH,
@@ -52,17 +52,7 @@ def headline(
     if against_truth:
         tiles += _truth_tiles(against_truth)
     if fit and fit.goodness_of_fit:
-        quality = fit.goodness_of_fit
-        p_value = quality.p_value
-        tiles.append(
-            Tile(
-                "Goodness of fit",
-                f"p = {p_value:.3g}" if p_value is not None else f"{quality.statistic:.1f} / {quality.ndf:g}",
-                f"statistic {quality.statistic:.1f} for {quality.ndf:g} degrees of freedom",
-                FIT,
-                "" if p_value is None else _style_of_p(p_value),
-            )
-        )
+        tiles.append(_goodness_tile(fit.goodness_of_fit, blinded=scale_factors.blinded))
     if closure and any(row.held_out for row in closure.rows):
         tiles.append(_closure_tile(closure))
     return Headline(
@@ -108,6 +98,19 @@ def _truth_tiles(against_truth: AgainstTruth) -> list[Tile]:
             Tile("Largest pull", f"{worst:.1f} σ", note, AGAINST_TRUTH, "good" if abs(worst) < 4 else "bad")
         )
     return tiles
+
+
+def _goodness_tile(quality: GoodnessOfFit, *, blinded: bool) -> Tile:
+    p_value = quality.p_value
+    if blinded:  # expected data are described without fault: no verdict
+        return Tile("Goodness of fit", "–", "none while blinded: expected data fit by construction", FIT, "")
+    return Tile(
+        "Goodness of fit",
+        f"p = {p_value:.3g}" if p_value is not None else f"{quality.statistic:.1f} / {quality.ndf:g}",
+        f"statistic {quality.statistic:.1f} for {quality.ndf:g} degrees of freedom",
+        FIT,
+        "" if p_value is None else _style_of_p(p_value),
+    )
 
 
 def _style_of_p(p_value: float) -> str:

@@ -8,7 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from selfcal.report.comparison import compare_runs
-from selfcal.report.inputs import RunFiles
+from selfcal.report.figures.scale_factors import _limits
+from selfcal.report.fit_inputs import Fit
+from selfcal.report.headline import headline
+from selfcal.report.html import Tile
+from selfcal.report.inputs import FIT, SCALE_FACTORS, RunFiles, ScaleFactors
 from selfcal.report.style import experiment_label, report_style
 from selfcal.run.atomic import read_json, write_json, write_text
 
@@ -58,3 +62,21 @@ def test_the_style_is_that_of_the_configuration(tmp_path, write_run):
     assert ">selfcal<" in compare_runs(one, two, tmp_path / "different")[-1].read_text()
     write_text(one / "config.resolved.yaml", "[broken")
     assert RunFiles(one).style() == "neutral"
+
+
+def test_a_blinded_run_has_no_verdict_of_its_fit_and_shows_whole_bands(tmp_path, write_run):
+    files = RunFiles(write_run(tmp_path / "run", small=True))
+    factors, fit = files.read(SCALE_FACTORS, ScaleFactors), files.read(FIT, Fit)
+
+    def tile(blinded: bool) -> Tile:
+        shown = headline(factors.model_copy(update={"blinded": blinded}), None, fit, None, ())
+        return next(one for one in shown.tiles if one.label == "Goodness of fit")
+
+    assert tile(blinded=True).number == "–"
+    assert tile(blinded=False).number != "–"
+
+    row = next(row for row in factors.rows if row.value is not None)
+    blinded = row.model_copy(update={"value": 1.0, "total": 0.4, "truth": None})
+    low, high = _limits([blinded])
+    assert low < 0.6
+    assert high > 1.4
