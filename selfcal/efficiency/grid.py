@@ -9,13 +9,14 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
+from selfcal.data.kinematic_bins import KinematicBins
 from selfcal.efficiency.event_jets import EventJets
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(KinematicBins):
     """Bins of pT and |η| per flavour; jets beyond the last edges belong to the outermost bins.
 
     A cell is (flavour · P + pT bin) · E + |η| bin, with P bins of pT and E of |η|.
@@ -23,16 +24,6 @@ class Grid:
 
     pt_gev_edges: tuple[float, ...]
     abs_eta_edges: tuple[float, ...]
-
-    @property
-    def n_pt(self) -> int:
-        """Number of pT bins."""
-        return len(self.pt_gev_edges) - 1
-
-    @property
-    def n_eta(self) -> int:
-        """Number of |η| bins."""
-        return len(self.abs_eta_edges) - 1
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcal.data.kinematic_bins import KinematicBins
 from selfcal.errors import ConfigError, DataError
 from selfcal.run.atomic import read_json
 
@@ -37,7 +38,7 @@ class Place:
     bin: int | None = None
 
 
-class ScaleFactorRows:
+class ScaleFactorRows(KinematicBins):
     """All rows of one measurement; N rows, S of them measured.
 
     Attributes
@@ -85,16 +86,6 @@ class ScaleFactorRows:
     def note(self) -> str:
         """What every format begins with; empty for a measurement that nothing is to be said of."""
         return (BLINDED if self.blinded else "") + (FORCED if self.forced else "")
-
-    @property
-    def n_pt(self) -> int:
-        """Number of pT bins."""
-        return len(self.pt_gev_edges) - 1
-
-    @property
-    def n_eta(self) -> int:
-        """Number of |eta| bins."""
-        return len(self.abs_eta_edges) - 1
 
     @property
     def n_bins(self) -> int:

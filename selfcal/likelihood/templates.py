@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.data.flavours import FLAVOURS
+from selfcal.data.kinematic_bins import KinematicBins
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_json
 
 
 @dataclass(frozen=True)
-class Binning:
+class Binning(KinematicBins):
     """Kinematic bins (pT × |eta|) and pseudo-continuous bins of a discriminant.
 
     The P kinematic bins are counted with |eta| running fastest: bin p is pT bin p // E and |eta| bin p % E.
@@ -31,16 +32,6 @@ class Binning:
     discriminant_edges: tuple[float, ...]
     working_points: tuple[float, ...]
     abs_eta_edges: tuple[float, ...] = (0.0, 2.5)
-
-    @property
-    def n_pt(self) -> int:
-        """Number of pT bins."""
-        return len(self.pt_gev_edges) - 1
-
-    @property
-    def n_eta(self) -> int:
-        """Number of |eta| bins, E."""
-        return len(self.abs_eta_edges) - 1
 
     @property
     def n_kinematic(self) -> int:
