@@ -15,6 +15,7 @@ from selfcal.report.inputs import (
     SCALE_FACTORS,
     AgainstTruth,
     Closure,
+    Composition,
     ScaleFactorRow,
     ScaleFactors,
 )
@@ -24,6 +25,8 @@ from selfcal.report.tables import Cell, Table, number
 KEY_WORKING_POINT = 0.77
 P_VALUE_SUSPICIOUS = 0.005
 """Marked below it, and above one minus it: a fit can also be too good."""
+PRIOR_WIDTHS_MAX = 3.0
+"""A fraction further from its prior is pointed out: the fit may describe the data all the same."""
 
 
 def headline(
@@ -31,6 +34,7 @@ def headline(
     against_truth: AgainstTruth | None,
     fit: Fit | None,
     closure: Closure | None,
+    composition: Composition | None,
     omitted: Sequence[str],
 ) -> Headline:
     """Collect the headline; comparisons whose file is absent are left to ``omitted``."""
@@ -65,7 +69,11 @@ def headline(
             "working points and in pseudo-continuous bins of the discriminant."
         ),
         tiles=tuple(tiles),
-        warnings=(*_warnings(scale_factors), *_closure_warnings(closure)),
+        warnings=(
+            *_warnings(scale_factors),
+            *_closure_warnings(closure),
+            *_composition_warnings(composition),
+        ),
         key_table=key_table(scale_factors),
         omitted=tuple(omitted),
     )
@@ -162,6 +170,25 @@ def _closure_warnings(closure: Closure | None) -> list[str]:
     place = f"{worst.flavour} jets of {worst.region} at the {percent(worst.working_point)} working point"
     rows = f"{len(closure.failures)} of {len(closure.rows)} rows"
     return [f"The closure fails in {rows}, most in {place} ({worst.pull:+.1f} σ)."]
+
+
+def _composition_warnings(composition: Composition | None) -> list[str]:
+    """One sentence if fractions were fitted where their cards do not expect them."""
+    if composition is None:
+        return []
+    widths = {
+        f"{row.flavour} jets of {row.region}": (row.fitted - row.prior) / row.prior_uncertainty
+        for row in composition.rows
+        if row.prior_uncertainty > 0
+    }
+    far = {place: value for place, value in widths.items() if abs(value) > PRIOR_WIDTHS_MAX}
+    if not far:
+        return []
+    worst = max(far, key=lambda place: abs(far[place]))
+    beyond = f"more than {PRIOR_WIDTHS_MAX:g} prior widths from their prior"
+    most = f"most of all {worst} ({far[worst]:+.1f})"
+    meaning = "the prior is too narrow, or the data hold what no card names"
+    return [f"{len(far)} of {len(widths)} fitted fractions lie {beyond}, {most}: {meaning}."]
 
 
 def _where(rows: Sequence[ScaleFactorRow]) -> str:

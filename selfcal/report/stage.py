@@ -19,10 +19,12 @@ from selfcal.report.html import Download, PageFigure, render
 from selfcal.report.inputs import (
     AGAINST_TRUTH,
     CLOSURE,
+    COMPOSITION,
     FIT,
     SCALE_FACTORS,
     AgainstTruth,
     Closure,
+    Composition,
     Content,
     RunFiles,
     ScaleFactors,
@@ -76,6 +78,9 @@ def build_report(run_path: Path, style: StyleName | None = None) -> list[Path]:
     against_truth = _optional(files, AGAINST_TRUTH, AgainstTruth, "Comparison with the truth", omitted)
     fit = _optional(files, FIT, Fit, "Goodness of fit", omitted)
     closure = _optional(files, CLOSURE, Closure, "Held-out closure", omitted)
+    composition = _optional(
+        files, COMPOSITION, Composition, "Flavour fractions against their priors", omitted
+    )
     written: list[Path] = []
 
     def draw(figure: ReportFigure) -> PageFigure:
@@ -100,7 +105,7 @@ def build_report(run_path: Path, style: StyleName | None = None) -> list[Path]:
             sections.tagger_section(files, scale_factors.tagger, draw),
             sections.provenance_section(files),
         ]
-    top = headline(scale_factors, against_truth, fit, closure, omitted)
+    top = headline(scale_factors, against_truth, fit, closure, composition, omitted)
     chapters.append(files_section(top, chapters, {"": run_path}))
     write_text(run_path / "report.html", render(top, chapters))
     return [*written, run_path / "report.html"]

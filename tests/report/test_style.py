@@ -12,7 +12,7 @@ from selfcal.report.figures.scale_factors import _limits
 from selfcal.report.fit_inputs import Fit
 from selfcal.report.headline import headline
 from selfcal.report.html import Tile
-from selfcal.report.inputs import FIT, SCALE_FACTORS, RunFiles, ScaleFactors
+from selfcal.report.inputs import COMPOSITION, FIT, SCALE_FACTORS, Composition, RunFiles, ScaleFactors
 from selfcal.report.style import experiment_label, report_style
 from selfcal.run.atomic import read_json, write_json, write_text
 
@@ -69,7 +69,7 @@ def test_a_blinded_run_has_no_verdict_of_its_fit_and_shows_whole_bands(tmp_path,
     factors, fit = files.read(SCALE_FACTORS, ScaleFactors), files.read(FIT, Fit)
 
     def tile(blinded: bool) -> Tile:
-        shown = headline(factors.model_copy(update={"blinded": blinded}), None, fit, None, ())
+        shown = headline(factors.model_copy(update={"blinded": blinded}), None, fit, None, None, ())
         return next(one for one in shown.tiles if one.label == "Goodness of fit")
 
     assert tile(blinded=True).number == "–"
@@ -80,3 +80,23 @@ def test_a_blinded_run_has_no_verdict_of_its_fit_and_shows_whole_bands(tmp_path,
     low, high = _limits([blinded])
     assert low < 0.6
     assert high > 1.4
+
+
+@pytest.mark.parametrize(
+    ("widths", "said"), [({}, ""), ({3: 2.9}, ""), ({3: 3.1, 6: -4.2}, "2 of 8 fitted fractions")]
+)
+def test_fractions_far_from_their_priors_are_pointed_out(tmp_path, write_run, widths, said):
+    files = RunFiles(write_run(tmp_path / "run", small=True))
+    composition = files.read(COMPOSITION, Composition)
+    rows = [
+        row.model_copy(update={"fitted": row.prior + widths.get(index, 0.5) * row.prior_uncertainty})
+        for index, row in enumerate(composition.rows)
+    ]
+    composition = composition.model_copy(update={"rows": rows})
+    shown = headline(files.read(SCALE_FACTORS, ScaleFactors), None, None, None, composition, ())
+    warned = [text for text in shown.warnings if "prior" in text]
+    assert len(warned) == bool(said)
+    if said:
+        worst = rows[6]
+        assert warned[0].startswith(said)
+        assert f"most of all {worst.flavour} jets of {worst.region} (-4.2)" in warned[0]
