@@ -36,7 +36,7 @@ from selfcal.config.smearing_parameters import (
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.jets import Jets
 from selfcal.run.atomic import read_json, write_json
-from selfcal.run.stages import canonical_digest
+from selfcal.run.digests import canonical_digest
 from selfcal.sbi.donors import Donors, collect_donors
 from selfcal.sbi.emulator import QuadraticEmulator, fit_emulator, gaussian_design, n_terms
 from selfcal.sbi.inference import RegionTracks, evaluate_detectors

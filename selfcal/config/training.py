@@ -68,8 +68,10 @@ class JointConfig(Configured):
     (``constraint: fixed``), or that times a multiplier which grows, by ``multiplier_rate`` for each unit of
     excess, until the region is at its floor (``multiplier``: the modified differential multiplier method,
     with ``multiplier_damping``). An ``adversary`` acts in regions where one flavour has a prior fraction of
-    ``purity_min`` or more. An epoch that costs more than the part ``auc_loss_max`` of the AUC of b
-    against light, or most of what tells any other two flavours apart, is undone.
+    ``purity_min`` or more. With ``before_map`` it compares data with the simulation as it is, fractions
+    fitted: what is to be corrected is penalised, not what the map leaves. An epoch that costs more than the
+    part ``auc_loss_max`` of the AUC of b against light, or most of what tells any other two flavours apart,
+    is undone.
 
     With ``vary_detector``, the supervised loss sees simulation whose detector is drawn anew from its
     prior in every epoch; ``consistency_weight`` adds the mean squared distance between the scores of the
@@ -83,6 +85,7 @@ class JointConfig(Configured):
     map_learning_rate: Positive = 5e-3
     penalty: PenaltyName = "energy"
     penalty_weight: Annotated[float, Field(ge=0)] = 1.0
+    before_map: bool = False
     constraint: Literal["fixed", "multiplier"] = "fixed"
     multiplier_rate: Positive = 1.0
     multiplier_damping: Annotated[float, Field(ge=0)] = 10.0

@@ -21,7 +21,7 @@ from selfcal.data.jet_reader import CHUNK_JETS, Contents, Wanted
 from selfcal.data.jets import Jets
 from selfcal.data.reading import format_of, read_dataset, reader_of
 from selfcal.errors import DataError
-from selfcal.run.stages import file_sha256
+from selfcal.run.digests import file_sha256
 
 _QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 _MOMENTA = ("MeV", "GeV")

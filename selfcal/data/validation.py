@@ -17,7 +17,7 @@ from selfcal.data.units import units_of
 from selfcal.errors import DataError
 from selfcal.run.atomic import write_json
 from selfcal.run.context import RunContext
-from selfcal.run.stages import file_sha256
+from selfcal.run.digests import file_sha256
 
 
 @dataclass(frozen=True)

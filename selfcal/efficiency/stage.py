@@ -30,7 +30,7 @@ from selfcal.efficiency.prediction import (
 from selfcal.efficiency.samples import read_samples
 from selfcal.run.atomic import content_sha256, finished_arrays, read_json, write_arrays, write_json
 from selfcal.run.context import RunContext
-from selfcal.run.stages import canonical_digest
+from selfcal.run.digests import canonical_digest
 
 FOLDER = "efficiency_map"
 TABLE_NAME, CLOSURE_NAME = "efficiency_map.json", "efficiency_closure.json"

@@ -22,7 +22,7 @@ from selfcal.export.simulations import read_simulation_rows
 from selfcal.export.table import export_table
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
-from selfcal.run.stages import file_sha256
+from selfcal.run.digests import file_sha256
 
 MANIFEST = "manifest.json"
 

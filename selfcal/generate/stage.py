@@ -13,8 +13,8 @@ from selfcal.errors import ConfigError
 from selfcal.generate.dataset import GenerateRequest, generate_datasets
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
+from selfcal.run.digests import canonical_digest
 from selfcal.run.progress import Tracker
-from selfcal.run.stages import canonical_digest
 
 MAX_SEED = 900_000_000
 """Pythia 8 takes seeds up to 900,000,000."""

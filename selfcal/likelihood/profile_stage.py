@@ -27,7 +27,7 @@ from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import read_templates
 from selfcal.run.atomic import finished_arrays, read_json, write_arrays, write_json
 from selfcal.run.context import RunContext
-from selfcal.run.stages import canonical_digest, file_sha256
+from selfcal.run.digests import canonical_digest, file_sha256
 
 PIECE = 25
 """Exact points found together, and lost together by a kill."""

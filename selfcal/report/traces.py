@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selfcal.report.html import Headline, PageText, Section
 from selfcal.report.tables import Cell, Table
-from selfcal.run.stages import file_sha256
+from selfcal.run.digests import file_sha256
 
 
 def files_section(headline: Headline, sections: Sequence[Section], folders: Mapping[str, Path]) -> Section:

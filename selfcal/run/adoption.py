@@ -20,14 +20,14 @@ from pathlib import Path
 
 from selfcal.run.atomic import atomic_path, write_json
 from selfcal.run.context import RunContext
+from selfcal.run.digests import INPUT_DIGESTS
 from selfcal.run.directory import RunDirectory
 from selfcal.run.stages import (
-    INPUT_DIGESTS,
     Stage,
     input_digests,
     read_record,
     record_path,
-    stage_fingerprints,
+    stage_origins,
     stage_states,
     why_not_current,
 )
@@ -102,7 +102,7 @@ def has_finished(stages: Sequence[Stage], context: RunContext) -> bool:
     if read_record(context, last.name) is None:
         return False
     _, digests = input_digests(stages, context)
-    return why_not_current(last, context, stage_fingerprints(stages, context, digests)[last.name]) is None
+    return why_not_current(last, context, stage_origins(stages, context, digests)[last.name]) is None
 
 
 def keep_input_digests(known: Path, directory: RunDirectory) -> None:

@@ -8,16 +8,15 @@ The fingerprint of a stage is
 as canonical JSON. A stage that reads some of the datasets only has the fingerprint of a run that has no
 others: a tagger is not trained anew because other data are to be calibrated.
 
-After a stage succeeds, ``stages/<name>.json`` keeps the fingerprint, the digests of its outputs and those of
-the outputs it read from the stages before it. It is current as long as the fingerprint is the same, its
-outputs are there and unchanged, and nothing that it reads has been made anew with another result. Before a
-stage runs, all that the stages before it wrote is compared with its digest.
+After a stage succeeds, ``stages/<name>.json`` keeps the fingerprint with what it stands for
+(:mod:`selfcal.run.origin`), the digests of its outputs and those of the outputs it read from the stages
+before it. It is current as long as the fingerprint is the same, its outputs are there and unchanged, and
+nothing that it reads has been made anew with another result. Before a stage runs, all that the stages
+before it wrote is compared with its digest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 import threading
 import time
@@ -33,9 +32,8 @@ import selfcal
 from selfcal.errors import DataError, Interrupted, is_out_of_memory
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
-
-INPUT_DIGESTS = "inputs.json"
-"""Name of the file that keeps the digests of input files."""
+from selfcal.run.digests import INPUT_DIGESTS, InputDigests, canonical_digest, file_sha256
+from selfcal.run.origin import Origin
 
 
 def _everything(context: RunContext) -> RunContext:
@@ -82,71 +80,12 @@ class StageState:
     """Whether a stage has to run, and why."""
 
     stage: Stage
-    fingerprint: str
+    origin: Origin
     reason: str | None
 
     @property
     def current(self) -> bool:
         return self.reason is None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read.
-    """
-    try:
-        with open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read: {error.strerror}", where=str(path)) from error
-
-
-def canonical_digest(content: object) -> str:
-    """SHA-256 of ``content`` as JSON with sorted keys."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class InputDigests:
-    """SHA-256 of input files, computed anew only when size or modification time changed."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        try:
-            self._known: dict[str, dict[str, Any]] = read_json(store) if store.exists() else {}
-        except DataError:
-            self._known = {}
-        self._changed = False
-
-    def of(self, path: Path) -> str:
-        """Digest of one file.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be read.
-        """
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise DataError(f"cannot read: {error.strerror}", where=str(path)) from error
-        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-        entry = self._known.get(key)
-        if entry is None or entry["stamp"] != stamp:
-            entry = {"stamp": stamp, "sha256": file_sha256(path)}
-            self._known[key] = entry
-            self._changed = True
-        return str(entry["sha256"])
-
-    def save(self) -> None:
-        """Keep what was computed for the next time."""
-        if self._changed:
-            write_json(self._store, self._known)
-            self._changed = False
 
 
 def input_digests(
@@ -159,18 +98,24 @@ def input_digests(
     return store, {str(path): store.of(path) for path in sorted(files)}
 
 
-def stage_fingerprints(
+def stage_origins(
     stages: Sequence[Stage], context: RunContext, digests: Mapping[str, str]
-) -> dict[str, str]:
-    """Fingerprint of each of ``stages`` (in order, upstream first) by name; ``digests`` of the input
+) -> dict[str, Origin]:
+    """What each of ``stages`` (in order, upstream first) is made from, by name; ``digests`` of the input
     files."""
-    found: dict[str, str] = {}
+    found: dict[str, Origin] = {}
     for number, stage in enumerate(stages):
         part, before = context, found
         if stage.reads_a_part:
             part = stage.reads(context)
-            before = stage_fingerprints(stages[:number], part, digests)
-        found[stage.name] = _fingerprint(stage, part, before, digests)
+            before = stage_origins(stages[:number], part, digests)
+        found[stage.name] = Origin(
+            stage=stage.name,
+            version=selfcal.__version__,
+            configuration=stage.configuration(part),
+            upstream={name: before[name].fingerprint for name in stage.upstream},
+            inputs={str(path): digests[str(path)] for path in stage.inputs(part)},
+        )
     return found
 
 
@@ -178,29 +123,15 @@ def stage_states(stages: Sequence[Stage], context: RunContext) -> list[StageStat
     """Which of ``stages`` (in order, upstream first) are current. Writes nothing."""
     _, digests = input_digests(stages, context)
     states: list[StageState] = []
-    fingerprints = stage_fingerprints(stages, context, digests)
+    origins = stage_origins(stages, context, digests)
     stale: dict[str, bool] = {}
     for stage in stages:
-        fingerprint = fingerprints[stage.name]
+        origin = origins[stage.name]
         behind = [name for name in stage.upstream if stale[name]]
-        reason = f"follows '{behind[0]}'" if behind else why_not_current(stage, context, fingerprint)
+        reason = f"follows '{behind[0]}'" if behind else why_not_current(stage, context, origin)
         stale[stage.name] = reason is not None
-        states.append(StageState(stage, fingerprint, reason))
+        states.append(StageState(stage, origin, reason))
     return states
-
-
-def _fingerprint(
-    stage: Stage, context: RunContext, fingerprints: Mapping[str, str], digests: Mapping[str, str]
-) -> str:
-    return canonical_digest(
-        {
-            "stage": stage.name,
-            "version": selfcal.__version__,
-            "configuration": stage.configuration(context),
-            "upstream": {name: fingerprints[name] for name in stage.upstream},
-            "inputs": sorted(digests[str(path)] for path in stage.inputs(context)),
-        }
-    )
 
 
 def record_path(context: RunContext, name: str) -> Path:
@@ -238,13 +169,15 @@ def _is_record(record: Any) -> bool:
     )
 
 
-def why_not_current(stage: Stage, context: RunContext, fingerprint: str) -> str | None:
-    """Why a stage with this fingerprint would have to run, the stages before it being as they are."""
+def why_not_current(stage: Stage, context: RunContext, origin: Origin) -> str | None:
+    """Why a stage with this origin would have to run, the stages before it being as they are."""
     record = read_record(context, stage.name)
     if record is None:
         return "not done yet"
-    if record.get("fingerprint") != fingerprint:
-        return "configuration, inputs or version changed"
+    if record.get("fingerprint") is None:
+        return "was not finished"
+    if record["fingerprint"] != origin.fingerprint:
+        return origin.difference(record.get("made_from"))
     for name, output in record["outputs"].items():
         path = context.directory.path / name
         if not path.is_file():
@@ -360,7 +293,8 @@ def _run_one(state: StageState, context: RunContext) -> float:
         record,
         {
             "stage": state.stage.name,
-            "fingerprint": state.fingerprint,
+            "fingerprint": state.origin.fingerprint,
+            "made_from": state.origin.as_record(),
             "outputs": outputs,
             "upstream": {
                 name: _read_outputs_digest(state.stage, context, name) for name in state.stage.upstream

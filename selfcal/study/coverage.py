@@ -15,8 +15,8 @@ from selfcal.likelihood.coverage import coverage_table, toy_scale_factors
 from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import read_templates
 from selfcal.run.atomic import read_json, write_json
+from selfcal.run.digests import canonical_digest, file_sha256
 from selfcal.run.directory import RunDirectory
-from selfcal.run.stages import canonical_digest, file_sha256
 
 COVERAGE = "coverage.json"
 

@@ -21,7 +21,7 @@ from selfcal.likelihood.stage import measure
 from selfcal.likelihood.templates import Templates
 from selfcal.run.atomic import read_json, write_json, write_text
 from selfcal.run.context import RunContext
-from selfcal.run.stages import canonical_digest, file_sha256
+from selfcal.run.digests import canonical_digest, file_sha256
 from selfcal.study.closure import compare_with_truth, fill_truth, has_closure
 from selfcal.study.detector_treatments import (
     Treated,

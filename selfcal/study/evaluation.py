@@ -29,7 +29,7 @@ from selfcal.likelihood.build import working_point_binning
 from selfcal.likelihood.templates import Binning
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
-from selfcal.run.stages import canonical_digest, file_sha256
+from selfcal.run.digests import canonical_digest, file_sha256
 from selfcal.study.closure_rows import discriminant_of
 from selfcal.study.evaluation_measures import (
     FlavourJets,

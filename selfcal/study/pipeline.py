@@ -15,7 +15,8 @@ from typing import Any
 from selfcal.config.card import DataCard
 from selfcal.errors import ConfigError
 from selfcal.run.context import RunContext
-from selfcal.run.stages import Stage, StageState, file_sha256, stage_states
+from selfcal.run.digests import file_sha256
+from selfcal.run.stages import Stage, StageState, stage_states
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from selfcal.config.loading import load_model
 from selfcal.config.shipped import shipped_names, shipped_path
 from selfcal.config.study import BOOTSTRAP, CASE, SEED, Case, StudyConfig
 from selfcal.errors import ConfigError
-from selfcal.run.stages import canonical_digest
+from selfcal.run.digests import canonical_digest
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from selfcal.config.study import PseudoExperimentsConfig
 from selfcal.errors import DataError, FitError
 from selfcal.run.atomic import read_json, write_json, write_text
 from selfcal.run.context import RunContext
+from selfcal.run.digests import canonical_digest, file_sha256
 from selfcal.run.directory import RunDirectory
-from selfcal.run.stages import canonical_digest, file_sha256
 from selfcal.run.workers import worker_pool
 from selfcal.study.full_coverage import coverage_text, full_coverage
 from selfcal.study.pseudo_experiments import Laboratory, prepare, run_experiment

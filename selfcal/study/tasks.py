@@ -26,15 +26,10 @@ from selfcal.config.loading import LoadedRun, load_run
 from selfcal.config.study import StudyConfig
 from selfcal.errors import ConfigError, DataError, Interrupted, SelfcalError
 from selfcal.run.adoption import has_finished, keep_input_digests, share_files
+from selfcal.run.digests import INPUT_DIGESTS, InputDigests, canonical_digest
 from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import Reporter, SilentReporter
-from selfcal.run.stages import (
-    INPUT_DIGESTS,
-    InputDigests,
-    canonical_digest,
-    input_digests,
-    stage_fingerprints,
-)
+from selfcal.run.stages import input_digests, stage_origins
 from selfcal.study.execution import context_of, run_loaded
 from selfcal.study.pipeline import pipeline
 
@@ -151,7 +146,8 @@ def _fingerprints(
     context = context_of(loaded, store.run("planned"), SilentReporter())
     stages = pipeline(context, until)
     _, inputs = input_digests(stages, context, digests)
-    return stage_fingerprints(stages, context, inputs)
+    origins = stage_origins(stages, context, inputs)
+    return {name: origin.fingerprint for name, origin in origins.items()}
 
 
 def _key(fingerprints: Sequence[str], additions: Mapping[str, Any]) -> str:

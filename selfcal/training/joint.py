@@ -8,16 +8,18 @@ Minimised over the tagger φ, the stiff maps T and the fractions π together:
 
 Steps alternate between φ and (T, π). D_r is the penalty of region r in a frame of coordinates
 fixed before the stage starts, E_r its unit, ε_r its noise floor (:mod:`region_penalties`), s the leading
-share of its null distribution. The hinge acts on a moving average (:mod:`constraints`). (T, π) follow
-the energy distance where the penalty is none that could determine them. A penalty that is seen
-through networks of its own trains them by one step for each step of φ.
+share of its null distribution. With ``before_map`` the D_r that reaches φ has the identity in the place of
+T: where the map removes all of the difference, nothing else would reach φ. The hinge acts on a moving
+average (:mod:`constraints`). (T, π) follow the energy distance where the penalty is none that could
+determine them. A penalty that is seen through networks of its own trains them by one step for each step
+of φ.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,11 @@ from selfcal.transport.composition import (
     region_distance,
 )
 from selfcal.transport.conditions import ScoreFrame
+from selfcal.transport.maps import FlavourMaps, IdentityMap
 from selfcal.transport.sample import Sample, simulated_fractions
+
+GRADIENT_EVERY = 10
+"""Steps after which the gradient of the penalty is compared with the rest again."""
 
 Rows = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
@@ -153,9 +159,16 @@ class _JointStage:
             )
             for region in range(self.regions)
         ]
-        self.penalties = self._prepared(self.config.penalty)
-        drives = self.penalties[0].penalty.drives_calibration
-        self.calibrating = self.penalties if drives else self._prepared("energy")
+        self.seen = inputs.start
+        if self.config.before_map:
+            self.seen = replace(inputs.start, maps=FlavourMaps(IdentityMap))
+        self.penalties = self._prepared(self.config.penalty, self.seen)
+        penalty = self.penalties[0].penalty
+        # Networks that have learnt the simulation before the map know nothing of how to fit the map.
+        unfit = self.config.before_map and isinstance(penalty, LearntPenalty)
+        drives = penalty.drives_calibration and not unfit
+        self.calibrating = self.penalties if drives else self._prepared("energy", inputs.start)
+        self.gradient_ratios: list[float] = []
         self.constraints = Constraints([one.floor for one in self.penalties], self.config)
         critics = [one.penalty for one in self.penalties if isinstance(one.penalty, LearntPenalty)]
         self.learnt = _Learnt(inputs.tagger, inputs.start, critics)
@@ -169,7 +182,7 @@ class _JointStage:
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
         self.steps_per_epoch = max(1, len(self.simulation.jets) // self.config.batch_size)
 
-    def _prepared(self, name: str) -> list[RegionPenalty]:
+    def _prepared(self, name: str, start: CompositionFit) -> list[RegionPenalty]:
         inputs = PenaltyInputs(
             simulation=self.simulation.sample,
             data=self.data.sample,
@@ -177,7 +190,7 @@ class _JointStage:
             simulated=self.simulated,
             frame=self.inputs.frame,
             prior=self.inputs.prior,
-            start=self.inputs.start,
+            start=start,
             per_region=self.per_region,
         )
         return prepare_penalties(name, inputs, self.config, np.random.default_rng([self.seed, 1]))
@@ -196,6 +209,7 @@ class _JointStage:
         while state.epoch < self.config.epochs:
             varied = self.inputs.varied(state.epoch) if self.inputs.varied else None
             sums = np.zeros(3)
+            self.gradient_ratios.clear()
             for step in range(self.steps_per_epoch):
                 done = state.epoch * self.steps_per_epoch + step
                 sums += self._tagger_step(done, varied)
@@ -211,6 +225,7 @@ class _JointStage:
                     "tagger_loss": means[0],
                     "transported_loss": means[1],
                     "penalty": means[2],
+                    "penalty_gradient": float(np.mean(self.gradient_ratios)),
                     **self.constraints.as_row(),
                     "validation_auc": auc,
                     **separation.as_row(),
@@ -282,11 +297,10 @@ class _JointStage:
         return fractions[region] / self.simulated[region].clamp_min(1e-9)
 
     def _distance(
-        self, penalties: list[RegionPenalty], region: int, pair: tuple[Sample, Sample], fractions: Tensor
+        self, chosen: RegionPenalty, maps: FlavourMaps, pair: tuple[Sample, Sample], ratio: Tensor
     ) -> Tensor:
         """D_r / E_r."""
-        chosen, ratio = penalties[region], self._ratio(region, fractions)
-        return region_distance(*pair, self.learnt.maps, ratio, chosen.penalty) / chosen.unit
+        return region_distance(*pair, maps, ratio, chosen.penalty) / chosen.unit
 
     def _tagger_step(self, done: int, varied: TensorJets | None) -> Float[np.ndarray, " 3"]:
         tagger = self.learnt.tagger
@@ -317,12 +331,15 @@ class _JointStage:
         penalty = torch.zeros((), dtype=torch.float64)
         for region, pair in enumerate(pairs):
             if self.penalties[region].active:
-                distance = self._distance(self.penalties, region, pair, fractions)
+                ratio = self._ratio(region, fractions)
+                distance = self._distance(self.penalties[region], self.seen.maps, pair, ratio)
                 if weight := self.constraints.observe(region, distance):
                     penalty = penalty + weight * distance
-        objective = (
-            loss_tagger / self.regions + transported / self.regions + self.config.penalty_weight * penalty
-        )
+        supervised = loss_tagger / self.regions + transported / self.regions
+        weighted = self.config.penalty_weight * penalty
+        if done % self.steps_per_epoch % GRADIENT_EVERY == 0:
+            self.gradient_ratios.append(self._gradient_ratio(weighted, supervised))
+        objective = supervised + weighted
         self._step(objective, list(tagger.parameters()), done)
         return np.array(
             [
@@ -331,6 +348,17 @@ class _JointStage:
                 float(penalty.detach()),
             ]
         )
+
+    def _gradient_ratio(self, penalty: Tensor, supervised: Tensor) -> float:
+        """|∂(μ Σ_r D_r) / ∂φ| / |∂(all the rest) / ∂φ|: how much the penalty has to say."""
+        if not penalty.requires_grad:
+            return 0.0
+        squares = []
+        for loss in (penalty, supervised):
+            parameters = list(self.learnt.tagger.parameters())
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+            squares.append(sum(float(one.square().sum()) for one in found))
+        return float((squares[0] / squares[1]) ** 0.5) if squares[1] else 0.0
 
     def _critic_step(self, pairs: list[tuple[Sample, Sample]], fractions: Tensor, done: int) -> None:
         """One step of the penalties' own networks, if they have any, on the jets of the tagger's step."""
@@ -341,7 +369,7 @@ class _JointStage:
             one = self.penalties[region]
             if one.active and isinstance(one.penalty, LearntPenalty):
                 with torch.no_grad():
-                    samples = penalty_samples(*pair, self.learnt.maps, self._ratio(region, fractions))
+                    samples = penalty_samples(*pair, self.seen.maps, self._ratio(region, fractions))
                 loss = loss + one.penalty.critic_loss(*samples)
         self._step(loss, list(self.learnt.critics.parameters()), done)
 
@@ -355,7 +383,8 @@ class _JointStage:
         loss = prior_cost(fractions, self.inputs.prior) + self.learnt.maps.stiffness()
         for region, pair in enumerate(pairs):
             sim, obs = (len(rows) for rows in self.rows[region])
-            distance = self._distance(self.calibrating, region, pair, fractions)
+            ratio = self._ratio(region, fractions)
+            distance = self._distance(self.calibrating[region], self.learnt.maps, pair, ratio)
             share = self.calibrating[region].leading_share
             loss = loss + 0.5 / share * sim * obs / (sim + obs) * distance
         self._step(loss, self.learnt.calibration(), done)

@@ -20,7 +20,8 @@ from selfcal.data.jet_reader import Wanted
 from selfcal.data.validation import validate_dataset
 from selfcal.errors import DataError, SelfcalError
 from selfcal.run.atomic import read_arrays, write_arrays
-from selfcal.run.stages import file_sha256, run_stages
+from selfcal.run.digests import file_sha256
+from selfcal.run.stages import run_stages
 from selfcal.tagger.bundle import load_bundle
 from tests.data.test_root_files import whole  # noqa: F401 - a fixture
 from tests.reliability.writers import JETS, WRITERS

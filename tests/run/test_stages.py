@@ -14,8 +14,9 @@ from selfcal.config.card import DataCard
 from selfcal.errors import DataError, Interrupted
 from selfcal.run.adoption import adopt_stages
 from selfcal.run.atomic import write_text
+from selfcal.run.digests import canonical_digest
 from selfcal.run.directory import RunDirectory
-from selfcal.run.stages import canonical_digest, run_stages, stage_states
+from selfcal.run.stages import run_stages, stage_states
 
 
 def test_second_run_does_nothing_and_says_so(chain):

@@ -224,6 +224,48 @@ def test_gradients_reach_tagger_maps_and_fractions(joint, name: str) -> None:
         assert gradient.abs().max() > 0
 
 
+STILL = {"learning_rate": 1e-9, "map_learning_rate": 1e-12, "epochs": 1, "auc_loss_max": 0.9}
+"""Nothing moves: what is written is the state at the start."""
+
+
+def with_wrong_maps(setup: JointSetup) -> JointSetup:
+    for index in range(len(setup.start.maps.maps)):
+        chosen = setup.start.maps.of(index)
+        assert isinstance(chosen, AffineMap)
+        with torch.no_grad():
+            chosen.constant += 2.0
+    return setup
+
+
+@pytest.mark.parametrize("name", ["energy", "flow_likelihood", "adversary"])
+def test_before_the_map_the_penalty_does_not_see_it(joint, name: str) -> None:
+    chosen = {"penalty": name, "purity_min": 0.1, **STILL}
+    without_map = joint().run(**chosen).history[-1]["averages"]
+    assert with_wrong_maps(joint()).run(**chosen).history[-1]["averages"] != pytest.approx(without_map)
+    before = with_wrong_maps(joint()).run(before_map=True, **chosen).history[-1]["averages"]
+    assert before == pytest.approx(without_map, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["energy", "flow_likelihood"])
+def test_a_penalty_before_the_map_leaves_the_map_to_be_fitted(joint, name: str) -> None:
+    """From maps that are far off: the distance after them falls, though the tagger's penalty is another."""
+    setup = with_wrong_maps(joint())
+    setup.run(penalty=name, before_map=True, map_learning_rate=0.05, learning_rate=1e-9, epochs=3)
+    light = setup.start.maps.of(LIGHT)
+    assert isinstance(light, AffineMap)
+    assert float(light.constant.detach().abs().max()) < 1.9
+
+
+def test_the_gradient_of_the_penalty_is_compared_with_the_rest(joint) -> None:
+    small, large, none = (
+        with_wrong_maps(joint()).run(penalty_weight=weight, **STILL).history[-1]["penalty_gradient"]
+        for weight in (1.0, 4.0, 0.0)
+    )
+    assert none == 0.0
+    assert small > 0
+    assert large == pytest.approx(4 * small, rel=1e-3)
+
+
 def test_an_adversary_needs_a_pure_region(joint) -> None:
     with pytest.raises(ConfigError, match="purest has 0") as error:
         joint().run(penalty="adversary", purity_min=0.9)
