@@ -2,7 +2,7 @@
 
 Minimised over the tagger φ, the stiff maps T and the fractions π together:
 
-    L_tagger(φ) + CE(T # simulation; φ)
+    L_tagger(φ) + CE(T # simulation; φ)      (regions and flavours weighted as in the training before)
       + μ Σ_r [D_r - ε_r]₊ / E_r            (reaches φ)
       + Σ_r n_r D_r / (2 s E_r) + prior(π) + stiffness(T)      (reaches T and π)
 
@@ -42,6 +42,8 @@ from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_ch
 from selfcal.training.constraints import Constraints
 from selfcal.training.objectives import supervised_loss
 from selfcal.training.region_penalties import PenaltyInputs, RegionPenalty, prepare_penalties
+from selfcal.training.reweighting import reweighted
+from selfcal.training.schedule import learning_rate
 from selfcal.training.separation import Separation, lost_information, measure_separation
 from selfcal.transport.composition import (
     Composition,
@@ -151,6 +153,13 @@ class _JointStage:
         self.simulation, self.data = inputs.simulation, inputs.data
         self.regions = len(inputs.prior.fractions)
         self.simulated = simulated_fractions(self.simulation.sample, self.regions)
+        # Regions have minibatches of one size, and the share of the training that they had before: else the
+        # tagger would learn other flavour fractions, and trade charm rejection against light rejection.
+        self.learning = reweighted(self.simulation.jets, inputs.training)
+        region, weight = self.simulation.sample.region, self.learning.weight.double()
+        self.shares = (
+            torch.zeros(self.regions, dtype=torch.float64).index_add(0, region, weight) / weight.sum()
+        )
         self.per_region = max(64, self.config.batch_size // self.regions)
         self.rows: Rows = [
             (
@@ -207,7 +216,7 @@ class _JointStage:
         total = self.config.epochs * self.steps_per_epoch
         stopped = "all epochs done"
         while state.epoch < self.config.epochs:
-            varied = self.inputs.varied(state.epoch) if self.inputs.varied else None
+            varied = self._varied(state.epoch)
             sums = np.zeros(3)
             self.gradient_ratios.clear()
             for step in range(self.steps_per_epoch):
@@ -243,6 +252,12 @@ class _JointStage:
         tagger.load_state_dict(state.best)
         tagger.eval()
         return JointResult(state.history, state.best_epoch, stopped)
+
+    def _varied(self, epoch: int) -> TensorJets | None:
+        """The simulation in this epoch's detectors, if it varies: the same jets with the same weights."""
+        if self.inputs.varied is None:
+            return None
+        return replace(self.inputs.varied(epoch), weight=self.learning.weight)
 
     def _fingerprint(self, tagger: FlavourTagger) -> str:
         digest = hashlib.sha256(self.config.model_dump_json().encode())
@@ -305,26 +320,29 @@ class _JointStage:
     def _tagger_step(self, done: int, varied: TensorJets | None) -> Float[np.ndarray, " 3"]:
         tagger = self.learnt.tagger
         tagger.train()
-        loss_tagger = torch.zeros(())
+        self.optimiser.param_groups[0]["lr"] = learning_rate(
+            done,
+            self.config.epochs * self.steps_per_epoch,
+            self.config.learning_rate,
+            self.inputs.training.warmup_fraction,
+        )
+        own = torch.zeros((), dtype=torch.float64)
         transported = torch.zeros((), dtype=torch.float64)
         pairs = []
-        for sim_rows, data_rows in self._draw(done, 0):
-            batch = self.simulation.jets.batch(sim_rows)
-            if varied is None:
-                loss, output = supervised_loss(tagger, batch, self.inputs.training)
-                simulated = self._at(self.simulation, sim_rows, output.logits)
-                loss_tagger = loss_tagger + loss.total
-            else:
-                loss, output = supervised_loss(tagger, varied.batch(sim_rows), self.inputs.training)
-                simulated = self._scored(self.simulation, sim_rows)
-                loss_tagger = loss_tagger + loss.total
-                moved = self._at(self.simulation, sim_rows, output.logits).coordinates
+        for share, (sim_rows, data_rows) in zip(self.shares, self._draw(done, 0), strict=True):
+            batch = (self.learning if varied is None else varied).batch(sim_rows)
+            loss, output = supervised_loss(tagger, batch, self.inputs.training)
+            own = own + share * loss.total
+            simulated = self._at(self.simulation, sim_rows, output.logits)
+            if varied is not None:
+                moved, simulated = simulated.coordinates, self._scored(self.simulation, sim_rows)
                 apart = (moved - simulated.coordinates).square().mean()
-                loss_tagger = loss_tagger + self.config.consistency_weight * apart
+                own = own + share * self.config.consistency_weight * apart
             pairs.append((simulated, self._scored(self.data, data_rows)))
             moved = self.learnt.maps(simulated.coordinates, simulated.flavour, simulated.conditions)
             log_p = self.inputs.frame.leave(moved).gather(1, simulated.flavour[:, None])[:, 0]
-            transported = transported - (simulated.weight * log_p).sum() / simulated.weight.sum()
+            jet_weight = batch.weight.double()
+            transported = transported - share * (jet_weight * log_p).sum() / jet_weight.sum()
         with torch.no_grad():
             fractions = self.learnt.composition()
         self._critic_step(pairs, fractions, done)
@@ -335,19 +353,13 @@ class _JointStage:
                 distance = self._distance(self.penalties[region], self.seen.maps, pair, ratio)
                 if weight := self.constraints.observe(region, distance):
                     penalty = penalty + weight * distance
-        supervised = loss_tagger / self.regions + transported / self.regions
+        supervised = own + transported
         weighted = self.config.penalty_weight * penalty
         if done % self.steps_per_epoch % GRADIENT_EVERY == 0:
             self.gradient_ratios.append(self._gradient_ratio(weighted, supervised))
         objective = supervised + weighted
         self._step(objective, list(tagger.parameters()), done)
-        return np.array(
-            [
-                float(loss_tagger.detach()) / self.regions,
-                float(transported.detach()) / self.regions,
-                float(penalty.detach()),
-            ]
-        )
+        return np.array([float(part.detach()) for part in (own, transported, penalty)])
 
     def _gradient_ratio(self, penalty: Tensor, supervised: Tensor) -> float:
         """|∂(μ Σ_r D_r) / ∂φ| / |∂(all the rest) / ∂φ|: how much the penalty has to say."""

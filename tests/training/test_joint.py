@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -302,7 +303,7 @@ def test_networks_of_the_penalty_resume_too(joint, tmp_path, killed_with: str) -
 
 def ruin(setup: JointSetup, how: Callable[[torch.nn.Linear], None]) -> JointResult:
     """A trained tagger whose flavour head is changed in the last step of an epoch."""
-    setup.run(auc_loss_max=0.9, epochs=12, learning_rate=3e-3, penalty_weight=0.0)
+    setup.run(auc_loss_max=0.9, epochs=24, learning_rate=3e-3, penalty_weight=0.0)
 
     def change(done: int, total: int) -> None:
         if done == total:
@@ -357,3 +358,39 @@ def test_the_same_jet_in_another_detector_gets_similar_scores(joint) -> None:
         return float((nominal - other).square().mean() / nominal.std(0).square().mean())
 
     assert spread(3.0) < 0.7 * spread(0.0)
+
+
+def test_every_region_counts_as_much_as_in_the_training_before(joint) -> None:
+    """One region of a tenth of the jets: its loss counts a tenth, though its minibatches are no smaller."""
+
+    def loss(factor: float) -> float:
+        setup = joint()
+        region = (torch.arange(len(setup.simulation.sample)) % 10 == 0).long()
+        jets = setup.simulation.jets
+        jets.flavour.copy_(torch.where(region == 1, (jets.flavour + 1) % 4, jets.flavour))
+        jets.weight.copy_(torch.where(region == 1, factor * jets.weight, jets.weight))
+        halves = {
+            role: replace(source, sample=replace(source.sample, region=region))
+            for role, source in (("simulation", setup.simulation), ("data", setup.data))
+        }
+        two = torch.cat([setup.prior.fractions, setup.prior.fractions])
+        start = CompositionFit(two, setup.start.maps)
+        setup = replace(setup, **halves, prior=CompositionPrior(two, 0.25 * two), start=start)
+        return float(setup.run(**STILL).history[-1]["tagger_loss"])
+
+    large, small = loss(0.0001), loss(10000.0)
+    assert abs(large - small) > 0.05
+    assert loss(1.0) == pytest.approx(0.9 * large + 0.1 * small, rel=1e-4)
+    assert loss(3.0) == pytest.approx(0.75 * large + 0.25 * small, rel=1e-4)
+
+
+def test_the_tagger_comes_to_rest(joint) -> None:
+    """Steps that stay as large as they were leave the tagger where noise has put it."""
+    setup, places = joint(), []
+    setup.run(
+        on_step=lambda *_: places.append(setup.bundle.model.flavour.weight.detach().clone()),
+        epochs=5,
+        auc_loss_max=0.9,
+    )
+    steps = [float((after - before).norm()) for before, after in itertools.pairwise(places)]
+    assert steps[-1] < 0.2 * max(steps)
