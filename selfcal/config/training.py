@@ -62,7 +62,8 @@ PenaltyName = Literal[
 
 
 class JointConfig(Configured):
-    """Stage 2: the tagger sees the data-versus-simulation penalty, for a few epochs.
+    """Stage 2: the tagger sees the data-versus-simulation penalty, for a few epochs; its learning rate rises
+    to ``learning_rate`` and falls to zero.
 
     ``penalty_weight`` times the penalty of every region above its noise floor is added to the tagger's loss
     (``constraint: fixed``), or that times a multiplier which grows, by ``multiplier_rate`` for each unit of
