@@ -1,0 +1,190 @@
+"""What the taggers of several finished runs leave to be corrected, and what that costs: truth, jet by jet.
+
+    python -m bench.corrections RUN RUN ...
+
+The runs have the same pseudo-data and differ in the tagger, such as the points of
+``selfcal study run self_calibration_screen``. For every flavour in its reference region and in the held-out
+ones: the true efficiency in data over that in simulation at working points of b jets, the change from the
+first run, and the efficiency in simulation relative to the first run. Errors are those of a Poisson bootstrap
+by events with the same replicas for all runs: what two runs share drops out of their difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcal.config.loading import load_run
+from selfcal.data.flavours import FLAVOURS, B
+from selfcal.data.scored import ScoredJets
+from selfcal.errors import DataError
+from selfcal.run.context import RunContext
+from selfcal.run.progress import SilentReporter
+from selfcal.study.closure_rows import discriminant_of
+from selfcal.study.execution import context_of
+from selfcal.study.truth import best_truth, nominal_efficiency_jets
+from selfcal.tagger.working_points import thresholds
+
+WORKING_POINTS = (0.70, 0.77, 0.85)
+REPLICAS = 200
+JETS_MIN = 500
+"""Flavours with fewer jets in a region, in data or simulation, are left out."""
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Jets of one region: discriminant, flavour, weight and number of the event, each (N,)."""
+
+    discriminant: Doubles
+    flavour: NDArray[np.int8]
+    weight: Doubles
+    event: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TruthOfRun:
+    """Data and simulation by region, and the region whose b jets define the working points."""
+
+    samples: dict[str, tuple[Scored, Scored]]
+    working_point_region: str
+
+
+def scored(context: RunContext, jets: ScoredJets) -> Scored:
+    """What is needed of ``jets``; events are numbered from zero."""
+    number = np.unique(jets.event, return_inverse=True)[1]
+    return Scored(discriminant_of(context, jets), jets.flavour, jets.weight.astype(np.float64), number)
+
+
+def truth_of_run(path: Path) -> TruthOfRun:
+    """Read a run of pseudo-data whose scores are there.
+
+    Raises
+    ------
+    DataError
+        If a region has no truth: real data.
+    """
+    loaded = load_run([path / "config.resolved.yaml"])
+    context = context_of(loaded, path, SilentReporter())
+    held_out = {card.region for card in context.cards_for("data", "validation")}
+    samples = {}
+    for region in dict.fromkeys([*loaded.config.fit.reference_regions.values(), *sorted(held_out)]):
+        data = best_truth(context, region)
+        if data is None:
+            raise DataError("no truth", where=f"{path}, region {region}", expected="a run of pseudo-data")
+        samples[region] = (scored(context, data), scored(context, nominal_efficiency_jets(context, region)))
+    return TruthOfRun(samples, loaded.config.fit.working_point_region)
+
+
+def refuse_other_jets(first: TruthOfRun, other: TruthOfRun) -> None:
+    """Differences are taken jet by jet.
+
+    Raises
+    ------
+    DataError
+        If two runs do not have the same jets in the same order.
+    """
+    for region, pair in first.samples.items():
+        for mine, theirs in zip(pair, other.samples.get(region, ()), strict=True):
+            if not (
+                np.array_equal(mine.flavour, theirs.flavour) and np.array_equal(mine.event, theirs.event)
+            ):
+                raise DataError("the runs have other jets", where=region, expected="the same pseudo-data")
+
+
+def efficiencies(
+    run: TruthOfRun, replica: dict[str, tuple[Doubles, Doubles]]
+) -> dict[tuple[str, str, float], Doubles]:
+    """(data, simulation) by (region, flavour, working point), jets counted by ``replica``'s factors too."""
+    simulation, factor = run.samples[run.working_point_region][1], replica[run.working_point_region][1]
+    b = simulation.flavour == B
+    cuts = thresholds(simulation.discriminant[b], (simulation.weight * factor)[b], WORKING_POINTS)
+    found = {}
+    for region, pair in run.samples.items():
+        for index, flavour in enumerate(FLAVOURS):
+            if min(int((jets.flavour == index).sum()) for jets in pair) < JETS_MIN:
+                continue
+            for point, cut in zip(WORKING_POINTS, cuts, strict=True):
+                shares = []
+                for jets, factors in zip(pair, replica[region], strict=True):
+                    weight = np.where(jets.flavour == index, jets.weight * factors, 0.0)
+                    shares.append(weight[jets.discriminant > cut].sum() / weight.sum())
+                found[region, flavour, point] = np.array(shares)
+    return found
+
+
+def replicas(run: TruthOfRun, number: int, seed: int) -> list[dict[str, tuple[Doubles, Doubles]]]:
+    """Poisson factors of the jets by region, one per event: ones first, then ``number`` draws."""
+    generator = np.random.default_rng(seed)
+
+    def draw(jets: Scored) -> Doubles:
+        return generator.poisson(1.0, int(jets.event.max()) + 1)[jets.event].astype(np.float64)
+
+    ones = {
+        region: (np.ones(len(data.event)), np.ones(len(simulation.event)))
+        for region, (data, simulation) in run.samples.items()
+    }
+    drawn = [
+        {region: (draw(data), draw(simulation)) for region, (data, simulation) in run.samples.items()}
+        for _ in range(number)
+    ]
+    return [ones, *drawn]
+
+
+def compare(runs: Sequence[TruthOfRun], number: int = REPLICAS, seed: int = 1) -> list[dict[str, object]]:
+    """One row per run, region, flavour and working point.
+
+    ``correction`` is ε(data) / ε(simulation), ``change`` its difference to that of the first run and ``cost``
+    ε(simulation) over that of the first run, each with its ``_error``.
+    """
+    for other in runs[1:]:
+        refuse_other_jets(runs[0], other)
+    drawn = replicas(runs[0], number, seed)
+    values = [[efficiencies(run, replica) for replica in drawn] for run in runs]
+    rows: list[dict[str, object]] = []
+    for key in values[0][0]:
+        region, flavour, point = key
+        pairs = np.array(
+            [[replica[key] for replica in run] for run in values]
+        )  # (run, replica, data or sim.)
+        correction = pairs[..., 0] / pairs[..., 1]
+        change, cost = correction - correction[0], pairs[..., 1] / pairs[0, :, 1]
+        for place in range(len(runs)):
+            row: dict[str, object] = {
+                "run": place,
+                "region": region,
+                "flavour": flavour,
+                "working_point": point,
+            }
+            for name, column in (("correction", correction), ("change", change), ("cost", cost)):
+                row |= {name: column[place, 0], f"{name}_error": float(column[place, 1:].std())}
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    paths = [Path(name) for name in sys.argv[1:]]
+    if len(paths) < 2:
+        sys.exit("python -m bench.corrections RUN RUN ...: two finished runs or more")
+    names = [path.name for path in paths]
+    for row in compare([truth_of_run(path) for path in paths]):
+        shown = [
+            f"{row[name]:+.4f} ± {row[f'{name}_error']:.4f}" for name in ("correction", "change", "cost")
+        ]
+        print(
+            row["region"],
+            row["flavour"],
+            row["working_point"],
+            *shown,
+            names[int(str(row["run"]))],
+            sep=" | ",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What two taggers leave to be corrected, on the same jets: known shifts come back, and pairing pays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from bench.corrections import Scored, TruthOfRun, compare
+from selfcal.data.flavours import LIGHT, B
+from selfcal.errors import DataError
+
+JETS = 20000
+
+
+def jets_of(generator, shift):
+    """Half b jets at 2, half light jets at ``shift``; two jets of an event have the same flavour."""
+    flavour = np.repeat([B, LIGHT], JETS // 2).astype(np.int8)
+    middle = np.where(flavour == B, 2.0, shift)
+    return Scored(generator.normal(middle), flavour, np.ones(JETS), np.arange(JETS) // 2)
+
+
+@pytest.fixture
+def run():
+    generator = np.random.default_rng(3)
+    return TruthOfRun({"tt": (jets_of(generator, 0.3), jets_of(generator, 0.0))}, "tt")
+
+
+def rows_of(runs, **wanted):
+    rows = compare(runs, number=60)
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_a_known_shift_is_the_correction(run):
+    """Light jets 0.3 higher in data: the correction is Φ(0.3 - t)/Φ(-t) at the threshold t of b jets."""
+    threshold = 2.0 + norm.ppf(1 - 0.77)
+    expected = norm.sf(threshold - 0.3) / norm.sf(threshold)
+    (row,) = rows_of([run], flavour="light", working_point=0.77)
+    assert row["correction"] == pytest.approx(expected, abs=3 * row["correction_error"])
+    assert 0.01 < row["correction_error"] < 0.1
+    (b,) = rows_of([run], flavour="b", working_point=0.77)
+    assert b["correction"] == pytest.approx(1.0, abs=3 * b["correction_error"])
+
+
+def test_the_same_tagger_changes_nothing_and_says_so_without_error(run):
+    for row in rows_of([run, run], run=1):
+        assert (row["change"], row["change_error"], row["cost"], row["cost_error"]) == (0.0, 0.0, 1.0, 0.0)
+
+
+def test_a_tagger_that_moves_with_the_data_less_is_seen_with_a_smaller_error_than_both_have(run):
+    data, simulation = run.samples["tt"]
+    steadier = replace(data, discriminant=data.discriminant - 0.2 * (data.flavour == LIGHT))
+    other = TruthOfRun({"tt": (steadier, simulation)}, "tt")
+    (row,) = rows_of([run, other], run=1, flavour="light", working_point=0.77)
+    assert row["change"] < -5 * row["change_error"]
+    assert row["change_error"] < row["correction_error"]
+    assert row["cost"] == 1.0
+
+
+def test_runs_with_other_jets_are_refused(run):
+    data, simulation = run.samples["tt"]
+    fewer = TruthOfRun({"tt": (replace(data, event=data.event + 1), simulation)}, "tt")
+    with pytest.raises(DataError, match="other jets"):
+        compare([run, fewer], number=1)
