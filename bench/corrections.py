@@ -73,12 +73,14 @@ def truth_of_run(path: Path) -> TruthOfRun:
     context = context_of(loaded, path, SilentReporter())
     held_out = {card.region for card in context.cards_for("data", "validation")}
     samples = {}
-    for region in dict.fromkeys([*loaded.config.fit.reference_regions.values(), *sorted(held_out)]):
+    fit = loaded.config.fit
+    regions = [*fit.reference_regions.values(), fit.working_point_region, *sorted(held_out)]
+    for region in dict.fromkeys(regions):
         data = best_truth(context, region)
         if data is None:
             raise DataError("no truth", where=f"{path}, region {region}", expected="a run of pseudo-data")
         samples[region] = (scored(context, data), scored(context, nominal_efficiency_jets(context, region)))
-    return TruthOfRun(samples, loaded.config.fit.working_point_region)
+    return TruthOfRun(samples, fit.working_point_region)
 
 
 def refuse_other_jets(first: TruthOfRun, other: TruthOfRun) -> None:
@@ -89,8 +91,11 @@ def refuse_other_jets(first: TruthOfRun, other: TruthOfRun) -> None:
     DataError
         If two runs do not have the same jets in the same order.
     """
+    if first.samples.keys() != other.samples.keys():
+        found = ", ".join(sorted(first.samples.keys() ^ other.samples.keys()))
+        raise DataError("the runs have other regions", where=found, expected="the same pseudo-data")
     for region, pair in first.samples.items():
-        for mine, theirs in zip(pair, other.samples.get(region, ()), strict=True):
+        for mine, theirs in zip(pair, other.samples[region], strict=True):
             if not (
                 np.array_equal(mine.flavour, theirs.flavour) and np.array_equal(mine.event, theirs.event)
             ):

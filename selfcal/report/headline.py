@@ -185,10 +185,10 @@ def _composition_warnings(composition: Composition | None) -> list[str]:
     if not far:
         return []
     worst = max(far, key=lambda place: abs(far[place]))
-    beyond = f"more than {PRIOR_WIDTHS_MAX:g} prior widths from their prior"
+    beyond = f"more than {PRIOR_WIDTHS_MAX:g} prior widths away from its prior"
     most = f"most of all {worst} ({far[worst]:+.1f})"
     meaning = "the prior is too narrow, or the data hold what no card names"
-    return [f"{len(far)} of {len(widths)} fitted fractions lie {beyond}, {most}: {meaning}."]
+    return [f"A fitted fraction {beyond}: {len(far)} of {len(widths)}, {most}; {meaning}."]
 
 
 def _where(rows: Sequence[ScaleFactorRow]) -> str:

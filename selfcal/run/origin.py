@@ -64,7 +64,11 @@ class Origin:
         stages = before.get("upstream")
         known = stages if isinstance(stages, dict) else {}
         changed = [name for name, digest in self.upstream.items() if known.get(name) != digest]
-        return f"'{changed[0]}' was made from something else" if changed else "fewer inputs than before"
+        return (
+            f"'{changed[0]}' was made from something else"
+            if changed
+            else "inputs or the order of values changed"
+        )
 
     def _changed_files(self, before: Any) -> Iterator[str]:
         """Names of input files with a content that no file had before."""

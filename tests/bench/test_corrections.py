@@ -64,3 +64,6 @@ def test_runs_with_other_jets_are_refused(run):
     fewer = TruthOfRun({"tt": (replace(data, event=data.event + 1), simulation)}, "tt")
     with pytest.raises(DataError, match="other jets"):
         compare([run, fewer], number=1)
+    elsewhere = TruthOfRun({"tt": (data, simulation), "dijet": (data, simulation)}, "tt")
+    with pytest.raises(DataError, match="other regions"):
+        compare([run, elsewhere], number=1)

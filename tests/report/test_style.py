@@ -83,7 +83,12 @@ def test_a_blinded_run_has_no_verdict_of_its_fit_and_shows_whole_bands(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("widths", "said"), [({}, ""), ({3: 2.9}, ""), ({3: 3.1, 6: -4.2}, "2 of 8 fitted fractions")]
+    ("widths", "said"),
+    [
+        ({}, ""),
+        ({3: 2.9}, ""),
+        ({3: 3.1, 6: -4.2}, "A fitted fraction more than 3 prior widths away from its prior: 2 of 8"),
+    ],
 )
 def test_fractions_far_from_their_priors_are_pointed_out(tmp_path, write_run, widths, said):
     files = RunFiles(write_run(tmp_path / "run", small=True))

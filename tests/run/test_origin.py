@@ -47,7 +47,7 @@ def changed(**parts):
         (replace(changed(seed=2), version="1.1"), "selfcal 1.1, was 1.0"),
         (replace(BEFORE, inputs={"/here/one.h5": "1", "/here/two.h5": "3"}), "input file two.h5 changed"),
         (replace(BEFORE, inputs={"/a.h5": "4", "/b.h5": "5"}), "input file a.h5 changed, and 1 more"),
-        (replace(BEFORE, inputs={"/here/one.h5": "1"}), "fewer inputs than before"),
+        (replace(BEFORE, inputs={"/here/one.h5": "1"}), "inputs or the order of values changed"),
         (replace(BEFORE, upstream={"train": "t", "infer": "j"}), "'infer' was made from something else"),
     ],
 )
