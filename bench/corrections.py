@@ -97,7 +97,9 @@ def refuse_other_jets(first: TruthOfRun, other: TruthOfRun) -> None:
     for region, pair in first.samples.items():
         for mine, theirs in zip(pair, other.samples[region], strict=True):
             if not (
-                np.array_equal(mine.flavour, theirs.flavour) and np.array_equal(mine.event, theirs.event)
+                np.array_equal(mine.flavour, theirs.flavour)
+                and np.array_equal(mine.event, theirs.event)
+                and np.array_equal(mine.weight, theirs.weight)
             ):
                 raise DataError("the runs have other jets", where=region, expected="the same pseudo-data")
 

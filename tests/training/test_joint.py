@@ -251,10 +251,10 @@ def test_before_the_map_the_penalty_does_not_see_it(joint, name: str) -> None:
 def test_a_penalty_before_the_map_leaves_the_map_to_be_fitted(joint, name: str) -> None:
     """From maps that are far off: the distance after them falls, though the tagger's penalty is another."""
     setup = with_wrong_maps(joint())
-    setup.run(penalty=name, before_map=True, map_learning_rate=0.05, learning_rate=1e-9, epochs=3)
+    setup.run(penalty=name, before_map=True, map_learning_rate=0.05, learning_rate=1e-9, epochs=8)
     light = setup.start.maps.of(LIGHT)
     assert isinstance(light, AffineMap)
-    assert float(light.constant.detach().abs().max()) < 1.9
+    assert float(light.constant.detach().abs().max()) < 1.5
 
 
 def test_the_gradient_of_the_penalty_is_compared_with_the_rest(joint) -> None:
