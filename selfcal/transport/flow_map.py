@@ -64,6 +64,14 @@ class ZukoSplines(nn.Module):
             total = total + log_det
         return x, total
 
+    def inverse(
+        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        """Without the log-determinant, which costs as much again."""
+        for layer in reversed(self.layers):
+            x = layer(c).inv(x)
+        return x
+
 
 class ZukoCouplings(ZukoSplines):
     """Each layer moves one coordinate, given all others."""
@@ -80,6 +88,20 @@ class ZukoCouplings(ZukoSplines):
                 for moved in _masks(coordinates, config.transforms)
             ]
         )
+
+    def inverse_and_log_det(
+        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        """The same numbers as zuko's own, which asks each layer's network twice."""
+        total = x.new_zeros(len(x))
+        for layer in reversed(self.layers):
+            coupling = layer(c)
+            stays, moves = coupling.split(x)
+            spline = coupling.meta(stays)
+            origin = spline.inv(moves)
+            total = total - spline.call_and_ladj(origin)[1]
+            x = coupling.merge(stays, origin, x.shape)
+        return x, total
 
     def layers_in_order(self) -> list[CouplingLayer]:
         """The layers, first to last."""
@@ -179,6 +201,12 @@ class NflowsCouplings(nn.Module):
         moved, log_det = self.stack.inverse(x, c)
         return moved, log_det
 
+    def inverse(
+        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        """nflows gives the log-determinant in any case."""
+        return self.inverse_and_log_det(x, c)[0]
+
 
 class _ContextNetwork(nn.Module):
     """The conditioner that nflows calls with (inputs, context)."""
@@ -232,6 +260,12 @@ class FlowMap(InvertibleMap):
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
         _, outer, log_det = self._inverse(coordinates, conditions)
         return outer, log_det
+
+    def inverse(
+        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
+    ) -> Float[Tensor, "jets coordinates"]:
+        inner = self.couplings.inverse(coordinates, conditions)
+        return self.affine.inverse_and_log_det(inner, conditions)[0]
 
     def inverse_and_origin(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]

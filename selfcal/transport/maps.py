@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import ConfigError
 
+ROWS_AT_ONCE = 16_384
+"""Jets that go through a map together: what they need in between still fits into a processor's cache."""
+
 Minimality = Literal["by construction", "by its price", "none"]
 """Why a map moves jets no farther than it must: by its form, by the price of displacement, or not."""
 
@@ -134,9 +137,12 @@ class FlavourMaps(nn.Module):
         """Every jet through the map of its own flavour."""
         moved = coordinates.clone()
         for index in range(len(FLAVOURS)):
-            rows = (flavour == index).nonzero().squeeze(1)
-            if len(rows):
-                moved = moved.index_copy(0, rows, self.of(index)(coordinates[rows], conditions[rows]))
+            every = (flavour == index).nonzero().squeeze(1)
+            if len(every):
+                chosen = self.of(index)
+                together = torch.split(every, ROWS_AT_ONCE)
+                parts = [chosen(coordinates[rows], conditions[rows]) for rows in together]
+                moved = moved.index_copy(0, every, torch.cat(parts))
         return moved
 
     def stiffness(self) -> Float[Tensor, ""]:

@@ -27,22 +27,21 @@ class SwitchMap(InvertibleMap):
         super().__init__()
         self.flow = FlowMap(coordinates, conditions + 1, config)
 
-    def _through(self, u: Tensor, c: Tensor, encode: float, decode: float) -> tuple[Tensor, Tensor]:
-        latent, log_det = self.flow.inverse_and_log_det(u, _switched(c, encode))
-        inner = self.flow.affine(latent, _switched(c, decode))
-        log_det_affine = self.flow.affine.matrix_and_shift(_switched(c, decode))[2]
-        moved, log_det_splines = self.flow.couplings.forward_and_log_det(inner, _switched(c, decode))
-        return moved, log_det + log_det_affine + log_det_splines
-
     def forward(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> Float[Tensor, "jets coordinates"]:
-        return self._through(coordinates, conditions, 0.0, 1.0)[0]
+        latent = self.flow.inverse(coordinates, _switched(conditions, 0.0))
+        return self.flow.forward(latent, _switched(conditions, 1.0))
 
     def inverse_and_log_det(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        return self._through(coordinates, conditions, 1.0, 0.0)
+        latent, log_det = self.flow.inverse_and_log_det(coordinates, _switched(conditions, 1.0))
+        simulated = _switched(conditions, 0.0)
+        inner = self.flow.affine(latent, simulated)
+        log_det_affine = self.flow.affine.matrix_and_shift(simulated)[2]
+        outer, log_det_splines = self.flow.couplings.forward_and_log_det(inner, simulated)
+        return outer, log_det + log_det_affine + log_det_splines
 
     def stiffness(self) -> Float[Tensor, ""]:
         return self.flow.stiffness()
