@@ -26,6 +26,12 @@ class TrainingConfig(Configured):
     (pT, |eta|) spectrum of its flavour to that of ``match_kinematics_to``, in ``kinematic_bins`` quantiles
     of each and by at most ``kinematic_weight_max``; then by what gives all flavours the same total, if
     ``balance_flavours``; then by its flavour's entry of ``flavour_weights``.
+
+    With ``vary_detector`` the losses see every jet in a detector that is drawn anew from its prior in every
+    epoch, and ``consistency_weight`` adds the mean squared distance between the log-probabilities of the jet
+    in that detector and in its own. In ``contrastive_epochs`` before all others, without labels, the latent
+    of a jet is to be told from those of the others in its batch by that of the same jet in another detector
+    (``contrastive_temperature``).
     """
 
     epochs: PositiveInt = 12
@@ -47,6 +53,21 @@ class TrainingConfig(Configured):
     patience: PositiveInt | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    vary_detector: bool = False
+    consistency_weight: Annotated[float, Field(ge=0)] = 0.0
+    contrastive_epochs: Annotated[int, Field(ge=0)] = 0
+    contrastive_temperature: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _two_detectors(self) -> Self:
+        if self.consistency_weight and not self.vary_detector:
+            raise ValueError("'consistency_weight' compares two detectors: set 'vary_detector: true' with it")
+        return self
+
+    @property
+    def sees_other_detectors(self) -> bool:
+        """Whether any epoch needs the jets of the simulation in a second detector."""
+        return self.vary_detector or self.contrastive_epochs > 0
 
 
 PenaltyName = Literal[

@@ -20,7 +20,7 @@ from selfcal.tagger.batching import TensorJets, join
 from selfcal.tagger.bundle import TaggerBundle
 from selfcal.training.joint import JointInputs, JointSample, train_jointly
 from selfcal.training.scores_stage import scored, scorer_of
-from selfcal.training.varied_detector import random_detector, varied_tensors
+from selfcal.training.varied_detector import remaining_detector, varied_tensors
 from selfcal.transport.composition import fit_composition
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.control_regions import cards_of, composition_prior
@@ -71,7 +71,7 @@ def run_joint_training(
     tracker = context.progress("joint training", steps)
     varied = None
     if calibration.joint.vary_detector:
-        detector = random_detector(context, simulated)
+        detector = remaining_detector(context, simulated)
         varied = partial(varied_tensors, simulated, bundle.tensors, detector)
     result = train_jointly(
         JointInputs(

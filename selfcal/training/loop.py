@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,22 @@ from selfcal.config.training import TrainingConfig
 from selfcal.errors import ConfigError, DataError, FitError
 from selfcal.run.atomic import write_text
 from selfcal.run.metrics import read_metrics
-from selfcal.tagger.batching import TensorJets, epoch_batches
+from selfcal.tagger.batching import JetBatch, TensorJets, epoch_batches
 from selfcal.tagger.discriminants import discriminant_b
-from selfcal.tagger.network import FlavourTagger
+from selfcal.tagger.network import FlavourTagger, TaggerOutput
 from selfcal.tagger.scoring import device_of, score_tensors
 from selfcal.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from selfcal.training.evaluation import summary, validation_losses
-from selfcal.training.objectives import supervised_loss, weighted_total
+from selfcal.training.objectives import WeightedMean, supervised_loss, weighted_total
 from selfcal.training.processes import current_processes
 from selfcal.training.reweighting import reweighted
 from selfcal.training.schedule import learning_rate
+from selfcal.training.two_detectors import consistency_loss, contrastive_loss
 
 METRICS_STAGE = "train"
+
+VariedJets = Callable[[int], TensorJets]
+"""The training's jets in an epoch, as other detectors would have measured them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,11 @@ def train_tagger(
     seed: int,
     files: TrainingFiles | None = None,
     on_step: Callable[[int], None] | None = None,
+    varied: VariedJets | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place with AdamW; it ends with the weights of the epoch best by ``config.best_by``.
+
+    The contrastive epochs of ``config``, if any, come first, and none of them is the best.
 
     Killed at any point and called again with the same arguments, it continues from
     the last checkpoint, and on CPU ends with bit-identical weights. Processes that have
@@ -73,11 +80,12 @@ def train_tagger(
     ----------
     files : no checkpoints and no metrics file without it
     on_step : called after every step with the number of steps done so far
+    varied : the jets of ``train`` in the detectors of an epoch, row by row
 
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and there is none, or other detectors and ``varied`` is not given.
     DataError
         If there are no jets to train on or to validate with, or jets without label.
     FitError
@@ -88,7 +96,7 @@ def train_tagger(
     with torch.random.fork_rng(devices=[]), _sums_in_order(device):
         torch.manual_seed(seed)
         model.to(device)
-        run = _Training(model, reweighted(train, config), validation, config, seed, files)
+        run = _Training(model, reweighted(train, config), validation, config, seed, files, varied)
         result = run.to_the_end(on_step or (lambda _: None))
     model.to("cpu")
     return result
@@ -158,16 +166,20 @@ class _Training:
         config: TrainingConfig,
         seed: int,
         files: TrainingFiles | None,
+        varied: VariedJets | None,
     ) -> None:
+        if config.sees_other_detectors and varied is None:
+            raise ConfigError("no other detectors to train with", where="training.vary_detector")
         self.model, self.train, self.validation = model, train, validation
         self.config, self.seed, self.files = config, seed, files
+        self.varied, self.elsewhere = varied, train
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.device = device_of(model)
         self.processes = current_processes()
         self.steps_per_epoch = len(self._batches(0))
-        self.steps = config.epochs * self.steps_per_epoch
+        self.epochs = config.contrastive_epochs + config.epochs
         self.fingerprint = fingerprint(train, validation, config, seed) if files else ""
         saved = load_checkpoint(files.checkpoint, model, self.optimiser, self.fingerprint) if files else None
         self.state = saved or TrainingState()
@@ -181,8 +193,10 @@ class _Training:
         """All epochs that are still to be done."""
         state = self.state
         self.model.train()
-        while state.epoch < self.config.epochs and not self._out_of_patience():
+        while state.epoch < self.epochs and not self._out_of_patience():
             batches = self._batches(state.epoch)
+            if self.varied is not None and (self._contrastive or self.config.vary_detector):
+                self.elsewhere = replace(self.varied(state.epoch), weight=self.train.weight)
             while state.step_in_epoch < len(batches):
                 done = state.epoch * self.steps_per_epoch + state.step_in_epoch
                 self._step(done, batches[state.step_in_epoch])
@@ -194,23 +208,64 @@ class _Training:
         self.model.eval()
         return TrainingResult(state.best_epoch, state.history)
 
+    @property
+    def _contrastive(self) -> bool:
+        """Whether the epoch under way is one of those without labels."""
+        return self.state.epoch < self.config.contrastive_epochs
+
     def _out_of_patience(self) -> bool:
         patience, state = self.config.patience, self.state
-        return patience is not None and state.epoch - 1 - state.best_epoch >= patience
+        return (
+            patience is not None and state.best_epoch >= 0 and state.epoch - 1 - state.best_epoch >= patience
+        )
+
+    def _learning_rate(self, done: int) -> float:
+        """It rises and falls once in the contrastive epochs, and once in all others."""
+        first = self.config.contrastive_epochs * self.steps_per_epoch
+        place, steps = (
+            (done, first) if done < first else (done - first, self.epochs * self.steps_per_epoch - first)
+        )
+        return learning_rate(place, steps, self.config.learning_rate, self.config.warmup_fraction)
+
+    def _losses(self, index: NDArray[np.int64]) -> dict[str, Tensor]:
+        """What is minimised, ``total``, and its parts; shares of this process."""
+        config, processes = self.config, self.processes
+        own = self.train.batch(index).to(self.device)
+        elsewhere = own
+        if config.vary_detector or self._contrastive:
+            elsewhere = self.elsewhere.batch(index).to(self.device)
+
+        def share(mean: WeightedMean) -> Tensor:
+            return WeightedMean(mean.numerator, processes.total(mean.denominator)).value
+
+        if self._contrastive:
+            latent, other = (self._bare(jets).latent.float() for jets in (own, elsewhere))
+            return {"total": share(contrastive_loss(latent, other, config.contrastive_temperature))}
+        loss, output = supervised_loss(self.model, elsewhere, config, processes)
+        losses = {"total": loss.total, **loss.parts}
+        if config.consistency_weight:
+            apart = share(consistency_loss(output.logits, self._bare(own).logits, own.weight))
+            losses |= {"total": loss.total + config.consistency_weight * apart, "consistency": apart}
+        return losses
+
+    def _bare(self, jets: JetBatch) -> TaggerOutput:
+        """The output without the heads on tracks."""
+        lower = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+            output: TaggerOutput = self.model(jets, with_origin=False, with_vertex=False)
+        return output
 
     def _step(self, done: int, index: NDArray[np.int64]) -> None:
-        rate = learning_rate(done, self.steps, self.config.learning_rate, self.config.warmup_fraction)
+        rate = self._learning_rate(done)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         processes = self.processes
         # Dropout depends on (seed, step, process) alone, like the batches.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, done, processes.rank]).generate_state(1)[0]))
-        batch = self.train.batch(index[processes.rank :: processes.size]).to(self.device)
-        loss, _ = supervised_loss(self.model, batch, self.config, processes)
+        losses = self._losses(index[processes.rank :: processes.size])
         self.optimiser.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        losses["total"].backward()  # type: ignore[no-untyped-call]
         processes.total_gradients(list(self.model.parameters()))
-        losses = {"total": loss.total, **loss.parts}
         values = processes.total(torch.stack(list(losses.values()))).tolist()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self._refuse_divergence(values[0], norm, done)
@@ -223,7 +278,7 @@ class _Training:
         if not math.isfinite(loss) or not bool(norm.isfinite()):
             raise FitError(
                 "the training loss or its gradient is NaN or infinite",
-                where=f"epoch {self.state.epoch}, step {done} of {self.steps}",
+                where=f"epoch {self.state.epoch}, step {done} of {self.epochs * self.steps_per_epoch}",
                 expected="finite numbers",
                 fix="lower training.learning_rate or training.gradient_clip",
             )
@@ -243,7 +298,7 @@ class _Training:
         }
         state.history.append(record)
         cost = _cost(record, self.config.best_by)
-        if cost < state.best_cost or state.best_epoch < 0:
+        if not self._contrastive and (cost < state.best_cost or state.best_epoch < 0):
             state.best_cost, state.best_epoch = cost, state.epoch
             state.best = {name: value.clone() for name, value in self.model.state_dict().items()}
         state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, {}

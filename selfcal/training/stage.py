@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
 from selfcal.tagger.scoring import regressed_pt_gev, score_jets
 from selfcal.tagger.working_points import roc_curve
 from selfcal.training.evaluation import add_bootstrap_errors, rejections, summary
-from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
+from selfcal.training.loop import TrainingFiles, TrainingResult, VariedJets, train_tagger
 from selfcal.training.processes import current_processes
 from selfcal.training.response import measure_response
 from selfcal.training.speed import measure_speed
+from selfcal.training.varied_detector import prior_detector, varied_tensors
 
 TRAIN = "train"
 """What the first process announces to the others before it trains."""
@@ -53,29 +55,37 @@ def run_train(context: RunContext) -> list[Path]:
     _require_working_point_region(context)
     current_processes().announce(TRAIN)
     config, checkpoints = context.config, context.directory.checkpoints
-    bundle, train, validation = prepare_training(context)
-    steps = config.training.epochs * -(-len(train) // config.training.batch_size)
+    prepared = prepare_training(context)
+    epochs = config.training.contrastive_epochs + config.training.epochs
+    steps = epochs * -(-len(prepared.train) // config.training.batch_size)
     tracker = context.progress("training the tagger", steps)
     result = train_tagger(
-        bundle.model,
-        train,
-        validation,
+        prepared.bundle.model,
+        prepared.train,
+        prepared.validation,
         config.training,
         seed=config.seed,
         files=_training_files(context),
         on_step=tracker.update,
+        varied=prepared.varied,
     )
     tracker.update(steps)
-    written = save_bundle(bundle, checkpoints / "tagger")
-    return written + measure_tagger(context, bundle, result)
+    written = save_bundle(prepared.bundle, checkpoints / "tagger")
+    return written + measure_tagger(context, prepared.bundle, result)
 
 
 def assist_training(context: RunContext) -> None:
     """What every further process of ``torchrun`` does while the first does :func:`run_train`."""
-    bundle, train, validation = prepare_training(context)
+    prepared = prepare_training(context)
     config = context.config
     train_tagger(
-        bundle.model, train, validation, config.training, seed=config.seed, files=_training_files(context)
+        prepared.bundle.model,
+        prepared.train,
+        prepared.validation,
+        config.training,
+        seed=config.seed,
+        files=_training_files(context),
+        varied=prepared.varied,
     )
 
 
@@ -83,7 +93,17 @@ def _training_files(context: RunContext) -> TrainingFiles:
     return TrainingFiles(context.directory.checkpoints / "training.safetensors", context.directory.metrics)
 
 
-def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, TensorJets]:
+@dataclass(frozen=True)
+class Prepared:
+    """A fresh tagger and its jets; ``varied`` are those of ``train`` in other detectors, if asked for."""
+
+    bundle: TaggerBundle
+    train: TensorJets
+    validation: TensorJets
+    varied: VariedJets | None
+
+
+def prepare_training(context: RunContext) -> Prepared:
     """A fresh tagger, its training jets and its validation jets.
 
     Inputs are those that all training files can provide; the normalisation is
@@ -116,7 +136,15 @@ def prepare_training(context: RunContext) -> tuple[TaggerBundle, TensorJets, Ten
     normalisation = Normalisation.measure([compute_features(jets, inputs) for jets in train])
     model = build_tagger(config.tagger, inputs, normalisation, config.seed)
     bundle = TaggerBundle(config.tagger, inputs, normalisation, model)
-    return bundle, join([bundle.tensors(j) for j in train]), join([bundle.tensors(j) for j in validation])
+    varied = None
+    if config.training.sees_other_detectors:
+        varied = partial(varied_tensors, train, bundle.tensors, prior_detector(context, train))
+    return Prepared(
+        bundle,
+        join([bundle.tensors(jets) for jets in train]),
+        join([bundle.tensors(jets) for jets in validation]),
+        varied,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +46,19 @@ class RandomDetector:
         return smear(jets, parameters, self.donors, int(generator.integers(2**31)))
 
 
-def random_detector(context: RunContext, samples: Sequence[Jets]) -> RandomDetector:
-    """The prior of the detector around ``samples``; what is left of it where the detector was inferred."""
+def prior_detector(context: RunContext, samples: Sequence[Jets]) -> RandomDetector:
+    """The prior of the detector around ``samples``."""
     seed = context.config.seed
-    donors = collect_donors(samples, seed)
+    return RandomDetector(np.diag(prior_widths({})), collect_donors(samples, seed), seed)
+
+
+def remaining_detector(context: RunContext, samples: Sequence[Jets]) -> RandomDetector:
+    """What is left of the prior after the inference of the detector; all of it where there was none."""
+    prior = prior_detector(context, samples)
     if not context.config.inference.enabled:
-        return RandomDetector(np.diag(prior_widths({})), donors, seed)
+        return prior
     posterior, _, _ = load_posterior(context.directory.results)
-    return RandomDetector(posterior.directions(), donors, seed)
+    return replace(prior, directions=posterior.directions())
 
 
 def varied_tensors(

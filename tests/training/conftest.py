@@ -13,7 +13,7 @@ from selfcal.config.training import TrainingConfig
 from selfcal.tagger.batching import TensorJets
 from selfcal.tagger.bundle import TaggerBundle, build_tagger
 from selfcal.tagger.inputs import Normalisation, common_inputs, compute_features
-from selfcal.training.loop import TrainingFiles, TrainingResult, train_tagger
+from selfcal.training.loop import TrainingFiles, TrainingResult, VariedJets, train_tagger
 
 SMALL = TaggerConfig(width=16, layers=1, heads=2, feedforward_width=16, latent=8, dropout=0.1)
 
@@ -26,13 +26,21 @@ class Setup:
     train: TensorJets
     validation: TensorJets
     config: TrainingConfig
+    varied: VariedJets | None = None
 
     def run(self, folder: Path | None = None, on_step=None, **changes) -> TrainingResult:
         """Train; checkpoints after every step if a folder is given."""
         files = folder and TrainingFiles(folder / "training.safetensors", folder / "metrics.jsonl", 0.0)
         config = self.config.model_copy(update=changes)
         return train_tagger(
-            self.bundle.model, self.train, self.validation, config, seed=7, files=files, on_step=on_step
+            self.bundle.model,
+            self.train,
+            self.validation,
+            config,
+            seed=7,
+            files=files,
+            on_step=on_step,
+            varied=self.varied,
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
