@@ -110,7 +110,7 @@ class CalibrationConfig(Configured):
     composition: CompositionConfig = CompositionConfig()
     map: MapConfig = MapConfig()
     joint: JointConfig = JointConfig()
-    bootstraps: Annotated[int, Field(ge=2)] = 10
+    bootstraps: Annotated[int, Field(ge=2)] = 100
     bootstrap_steps: PositiveInt = 60
     seeds: Annotated[int, Field(ge=0)] = 2
     families: tuple[Family, ...] = ()

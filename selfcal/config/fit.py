@@ -15,7 +15,8 @@ class FitConfig(Configured):
     """Templates, likelihood and scale factors on the measure fold.
 
     Flavours of ``free_flavours`` have a free shape in each bin of pT and |eta|; the shape of the others
-    may move by the relative ``residual_width`` in each bin, beside the uncertainties of the map.
+    may move by the relative ``residual_width`` in each bin, beside the uncertainties of the map;
+    ``residual_of_map`` times what the map is uncertain by in that bin is added in quadrature.
     ``extrapolation_fraction`` of the calibration's shift is the uncertainty of carrying it from
     the reference region of a flavour to another region. ``fix_reference_yield`` fixes the yield
     of the channels where a free flavour is measured; with a free yield the fit is degenerate.
@@ -68,6 +69,7 @@ class FitConfig(Configured):
     two_jet_neither_width: Positive = 0.3
     map_variance_kept: Probability = 0.99
     residual_width: dict[FlavourName, Positive] = {"b": 0.10, "c": 0.10, "light": 0.3, "tau": 0.2}
+    residual_of_map: Annotated[float, Field(ge=0)] = 0.0
     pt_shape_width: Positive = 0.10
     extrapolation_fraction: Annotated[float, Field(ge=0)] = 0.5
     split_map_model_by_pt: bool = False

@@ -24,6 +24,7 @@ which is all of a further channel with the counts of the control sample.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from selfcal.config.fit import FitConfig
 from selfcal.likelihood.external import external_entries, external_shift
 from selfcal.likelihood.layout import Layout, sample_name
+from selfcal.likelihood.residuals import residual_widths
 from selfcal.likelihood.shifts import SHIFT_MAX, map_modes, pruned, relative_shift, smoothed
 from selfcal.likelihood.templates import Templates
 
@@ -50,9 +52,20 @@ Shifts = list[tuple[str, NDArray[np.float64]]]
 Modifiers = list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class BinWidths:
+    """What moves single bins of a shape, (P, K) each: residuals, and what the modes of the map leave over."""
+
+    residual: NDArray[np.float64]
+    rest: NDArray[np.float64]
+
+
 def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> dict[str, Any]:
     """The workspace as plain values that satisfy pyhf's schema 1.0.0."""
     shifts, rest, _ = treated_shifts(templates, layout, config)
+    alone = [
+        BinWidths(*widths) for widths in zip(residual_widths(templates, layout, config), rest, strict=True)
+    ]
     channels, observations = [], []
     for r in range(len(layout.regions)):
         for p in range(layout.binning.n_kinematic):
@@ -61,7 +74,7 @@ def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> 
             samples = []
             for f in range(len(layout.flavours)):
                 if layout.has(r, f, p):
-                    samples += _samples(templates, layout, config, (r, f, p), shifts[f], rest[f])
+                    samples += _samples(templates, layout, config, (r, f, p), shifts[f], alone[f])
             counts = {layout.channel(r, p): templates.data[r, p]}
             if layout.regions[r] in templates.same_sign:
                 control = templates.same_sign[layout.regions[r]][p]
@@ -174,7 +187,7 @@ def _samples(
     config: FitConfig,
     key: tuple[int, int, int],
     shifts: Shifts,
-    rest: NDArray[np.float64],
+    alone: BinWidths,
 ) -> list[dict[str, Any]]:
     """The K samples of one flavour in one channel, each with one bin that is not empty."""
     r, f, p = key
@@ -186,7 +199,7 @@ def _samples(
     ]
     if not (config.fix_reference_yield and is_anchor(layout, r, p)):
         common.append({"name": f"mu_{region}_{p}", "type": "normfactor", "data": None})
-    own = _shape_modifiers(templates, layout, config, key, rest)
+    own = _shape_modifiers(templates, layout, config, key, alone)
     expected = layout.yields[r] @ layout.shape[r, :, p]
     samples = []
     for k in range(layout.binning.n_bins):
@@ -217,7 +230,7 @@ def _shape_modifiers(
     layout: Layout,
     config: FitConfig,
     key: tuple[int, int, int],
-    rest: NDArray[np.float64],
+    alone: BinWidths,
 ) -> list[Modifiers]:
     """Per discriminant bin: the free, external or residual factor of the flavour's shape."""
     r, f, p = key
@@ -236,9 +249,9 @@ def _shape_modifiers(
     for k in range(len(content)):
         modifiers: Modifiers = []
         if k != largest:
-            modifiers.append(_scale(f"residual_{flavour}_{p}_{k}", config.residual_width[flavour]))  # type: ignore[index]
-        if rest[p, k] > REST_MIN:
-            modifiers.append(_scale(f"map_rest_{flavour}_{p}_{k}", float(rest[p, k])))
+            modifiers.append(_scale(f"residual_{flavour}_{p}_{k}", float(alone.residual[p, k])))
+        if alone.rest[p, k] > REST_MIN:
+            modifiers.append(_scale(f"map_rest_{flavour}_{p}_{k}", float(alone.rest[p, k])))
         own.append(modifiers)
     return own
 
