@@ -112,6 +112,11 @@ class RunConfig(Configured):
         return self
 
     @property
+    def training_seed(self) -> int:
+        """Of initial weights, batches and varied detectors of the training."""
+        return self.seed if self.training.seed is None else self.training.seed
+
+    @property
     def joint_training(self) -> bool:
         """Whether the tagger is trained together with its calibration: never where its scores are given."""
         return self.calibration.joint.enabled and self.tagger.kind != "scores"

@@ -32,6 +32,9 @@ class TrainingConfig(Configured):
     in that detector and in its own. In ``contrastive_epochs`` before all others, without labels, the latent
     of a jet is to be told from those of the others in its batch by that of the same jet in another detector
     (``contrastive_temperature``).
+
+    ``seed`` draws other initial weights, batches and detectors with the same jets; that of the run, if not
+    given.
     """
 
     epochs: PositiveInt = 12
@@ -57,6 +60,7 @@ class TrainingConfig(Configured):
     consistency_weight: Annotated[float, Field(ge=0)] = 0.0
     contrastive_epochs: Annotated[int, Field(ge=0)] = 0
     contrastive_temperature: Positive = 0.1
+    seed: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _two_detectors(self) -> Self:

@@ -64,7 +64,7 @@ def run_train(context: RunContext) -> list[Path]:
         prepared.train,
         prepared.validation,
         config.training,
-        seed=config.seed,
+        seed=config.training_seed,
         files=_training_files(context),
         on_step=tracker.update,
         varied=prepared.varied,
@@ -83,7 +83,7 @@ def assist_training(context: RunContext) -> None:
         prepared.train,
         prepared.validation,
         config.training,
-        seed=config.seed,
+        seed=config.training_seed,
         files=_training_files(context),
         varied=prepared.varied,
     )
@@ -134,11 +134,11 @@ def prepare_training(context: RunContext) -> Prepared:
     train = [jets.select(~taken) for jets, taken in zip(samples, chosen, strict=True)]
     validation = [jets.select(taken) for jets, taken in zip(samples, chosen, strict=True)]
     normalisation = Normalisation.measure([compute_features(jets, inputs) for jets in train])
-    model = build_tagger(config.tagger, inputs, normalisation, config.seed)
+    model = build_tagger(config.tagger, inputs, normalisation, config.training_seed)
     bundle = TaggerBundle(config.tagger, inputs, normalisation, model)
     varied = None
     if config.training.sees_other_detectors:
-        varied = partial(varied_tensors, train, bundle.tensors, prior_detector(context, train))
+        varied = partial(varied_tensors, train, bundle.tensors, prior_detector(train, config.training_seed))
     return Prepared(
         bundle,
         join([bundle.tensors(jets) for jets in train]),

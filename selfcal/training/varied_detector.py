@@ -46,15 +46,14 @@ class RandomDetector:
         return smear(jets, parameters, self.donors, int(generator.integers(2**31)))
 
 
-def prior_detector(context: RunContext, samples: Sequence[Jets]) -> RandomDetector:
+def prior_detector(samples: Sequence[Jets], seed: int) -> RandomDetector:
     """The prior of the detector around ``samples``."""
-    seed = context.config.seed
     return RandomDetector(np.diag(prior_widths({})), collect_donors(samples, seed), seed)
 
 
 def remaining_detector(context: RunContext, samples: Sequence[Jets]) -> RandomDetector:
     """What is left of the prior after the inference of the detector; all of it where there was none."""
-    prior = prior_detector(context, samples)
+    prior = prior_detector(samples, context.config.seed)
     if not context.config.inference.enabled:
         return prior
     posterior, _, _ = load_posterior(context.directory.results)

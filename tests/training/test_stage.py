@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from selfcal.config.card import DataCard
 from selfcal.config.fit import FitConfig
@@ -27,7 +28,7 @@ from selfcal.tagger.bundle import load_bundle
 from selfcal.tagger.discriminants import discriminant_b, discriminant_of
 from selfcal.tagger.scoring import score_jets
 from selfcal.training.scores_stage import score_datasets, scorer_of
-from selfcal.training.stage import run_train
+from selfcal.training.stage import prepare_training, run_train
 
 
 @pytest.fixture
@@ -117,6 +118,43 @@ def test_outputs_say_what_the_saved_tagger_does(context):
     assert {name.rsplit("_", 1)[0] for name in curves} == {"c", "light", "tau"}
     assert (np.diff(curves["light_background"]) >= 0).all()
     assert metrics["summary"]["auc_b_light"] > 0.9
+
+
+def trained(context, name, tmp_path, **changes):
+    """Weights of a training with other settings, and the jets that it kept aside."""
+    training = context.config.training.model_copy(update={"epochs": 1, **changes})
+    config = context.config.model_copy(update={"training": training})
+    other = RunContext(config, context.cards, RunDirectory(tmp_path / name), data_root=tmp_path)
+    run_train(other)
+    bundle = load_bundle(other.directory.checkpoints / "tagger")
+    return bundle.model.state_dict(), prepare_training(other).validation.jet
+
+
+def test_a_seed_of_the_training_draws_other_weights_with_the_same_jets(context, tmp_path):
+    own, kept = trained(context, "own", tmp_path)
+    same, _ = trained(context, "same", tmp_path, seed=context.config.seed)
+    other, kept_by_other = trained(context, "other", tmp_path, seed=context.config.seed + 1)
+    assert all(torch.equal(own[name], value) for name, value in same.items())
+    assert not torch.equal(own["flavour.weight"], other["flavour.weight"])
+    assert torch.equal(kept, kept_by_other)
+
+
+def test_the_training_sees_other_detectors_where_asked_to(context, tmp_path):
+    """On files: every configuration of them is another training, and the same again when repeated."""
+    settings = (
+        {},
+        {"vary_detector": True},
+        {"vary_detector": True, "consistency_weight": 3.0},
+        {"contrastive_epochs": 1},
+        {"contrastive_epochs": 1},
+    )
+    found = [
+        trained(context, f"run {place}", tmp_path, **changes)[0]["flavour.weight"]
+        for place, changes in enumerate(settings)
+    ]
+    for place in range(1, 4):
+        assert not any(torch.equal(found[place], before) for before in found[:place])
+    assert torch.equal(found[3], found[4])
 
 
 def test_only_simulation_keeps_its_labels(context):
