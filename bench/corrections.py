@@ -1,12 +1,14 @@
 """What the taggers of several finished runs leave to be corrected, and what that costs: truth, jet by jet.
 
-    python -m bench.corrections RUN RUN ...
+    python -m bench.corrections ARM ARM ...
 
-The runs have the same pseudo-data and differ in the tagger, such as the points of
-``selfcal study run self_calibration_screen``. For every flavour in its reference region and in the held-out
-ones: the true efficiency in data over that in simulation at working points of b jets, the change from the
-first run, and the efficiency in simulation relative to the first run. Errors are those of a Poisson bootstrap
-by events with the same replicas for all runs: what two runs share drops out of their difference.
+An arm is a run, or a quoted pattern such as ``'studies-out/self_calibration_training/then_map,*'`` whose
+runs are trainings of one kind, as many in each arm. All have the same pseudo-data and differ in the tagger.
+For every flavour in its reference region and in the held-out ones: the true efficiency in data over that in
+simulation at working points of b jets, the change from the first arm, and the efficiency in simulation
+relative to the first arm, averaged over trainings. The first error is that of a Poisson bootstrap by events
+with the same replicas for all runs, in which what two runs share drops out of their difference; the second,
+with several trainings, the standard error over them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -143,54 +146,79 @@ def replicas(run: TruthOfRun, number: int, seed: int) -> list[dict[str, tuple[Do
     return [ones, *drawn]
 
 
-def compare(runs: Sequence[TruthOfRun], number: int = REPLICAS, seed: int = 1) -> list[dict[str, object]]:
-    """One row per run, region, flavour and working point.
+@dataclass(frozen=True)
+class Averaged:
+    """A mean over trainings, with its error from the number of jets and, with several, of trainings."""
 
-    ``correction`` is ε(data) / ε(simulation), ``change`` its difference to that of the first run and ``cost``
-    ε(simulation) over that of the first run, each with its ``_error``.
+    value: float
+    jets_error: float
+    trainings_error: float | None
+
+    @classmethod
+    def of(cls, values: Doubles) -> Averaged:
+        """``values`` (trainings, 1 + replicas): the sample as it is first."""
+        central, several = values[:, 0], len(values) > 1
+        error = float(central.std(ddof=1) / np.sqrt(len(central))) if several else None
+        return cls(float(central.mean()), float(values[:, 1:].mean(axis=0).std()), error)
+
+    def __str__(self) -> str:
+        trainings = "" if self.trainings_error is None else f" ± {self.trainings_error:.4f}"
+        return f"{self.value:+.4f} ± {self.jets_error:.4f}{trainings}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm, region, flavour and working point.
+
+    ``correction`` is ε(data) / ε(simulation), ``change`` its difference to that of the first arm and ``cost``
+    ε(simulation) over that of the first arm.
     """
-    for other in runs[1:]:
-        refuse_other_jets(runs[0], other)
-    drawn = replicas(runs[0], number, seed)
-    values = [[efficiencies(run, replica) for replica in drawn] for run in runs]
-    rows: list[dict[str, object]] = []
-    for key in values[0][0]:
-        region, flavour, point = key
-        pairs = np.array(
-            [[replica[key] for replica in run] for run in values]
-        )  # (run, replica, data or sim.)
-        correction = pairs[..., 0] / pairs[..., 1]
-        change, cost = correction - correction[0], pairs[..., 1] / pairs[0, :, 1]
-        for place in range(len(runs)):
-            row: dict[str, object] = {
-                "run": place,
-                "region": region,
-                "flavour": flavour,
-                "working_point": point,
-            }
-            for name, column in (("correction", correction), ("change", change), ("cost", cost)):
-                row |= {name: column[place, 0], f"{name}_error": float(column[place, 1:].std())}
-            rows.append(row)
+
+    arm: int
+    region: str
+    flavour: str
+    working_point: float
+    correction: Averaged
+    change: Averaged
+    cost: Averaged
+
+
+def compare(arms: Sequence[Sequence[TruthOfRun]], number: int = REPLICAS, seed: int = 1) -> list[Comparison]:
+    """All arms with the first one; trainings in the same place are paired.
+
+    Raises
+    ------
+    DataError
+        If runs have other jets, or arms other numbers of trainings.
+    """
+    if len({len(arm) for arm in arms}) > 1:
+        counts = ", ".join(str(len(arm)) for arm in arms)
+        raise DataError("the arms have other numbers of trainings", where=counts, expected="as many in each")
+    for other in (run for arm in arms for run in arm):
+        refuse_other_jets(arms[0][0], other)
+    drawn = replicas(arms[0][0], number, seed)
+    values = [[[efficiencies(run, replica) for replica in drawn] for run in arm] for arm in arms]
+    rows = []
+    for key in values[0][0][0]:
+        pairs = np.array([[[one[key] for one in run] for run in arm] for arm in values])
+        data, simulation = pairs[..., 0], pairs[..., 1]  # (arm, training, replica)
+        correction = data / simulation
+        for place in range(len(arms)):
+            columns = correction[place], correction[place] - correction[0], simulation[place] / simulation[0]
+            rows.append(Comparison(place, *key, *(Averaged.of(column) for column in columns)))
     return rows
 
 
 def main() -> None:
-    paths = [Path(name) for name in sys.argv[1:]]
-    if len(paths) < 2:
-        sys.exit("python -m bench.corrections RUN RUN ...: two finished runs or more")
-    names = [path.name for path in paths]
-    for row in compare([truth_of_run(path) for path in paths]):
-        shown = [
-            f"{row[name]:+.4f} ± {row[f'{name}_error']:.4f}" for name in ("correction", "change", "cost")
-        ]
-        print(
-            row["region"],
-            row["flavour"],
-            row["working_point"],
-            *shown,
-            names[int(str(row["run"]))],
-            sep=" | ",
-        )
+    """Print one line per row."""
+    patterns = sys.argv[1:]
+    found = [sorted(glob(pattern)) or [pattern] for pattern in patterns]
+    if len(found) < 2:
+        sys.exit("python -m bench.corrections ARM ARM ...: two finished runs or patterns of runs, or more")
+    arms = [[truth_of_run(Path(path)) for path in paths] for paths in found]
+    for row in compare(arms):
+        numbers = (row.correction, row.change, row.cost)
+        print(row.region, row.flavour, row.working_point, *numbers, Path(found[row.arm][0]).name, sep=" | ")
 
 
 if __name__ == "__main__":
