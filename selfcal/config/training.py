@@ -31,7 +31,7 @@ class TrainingConfig(Configured):
     epoch, and ``consistency_weight`` adds the mean squared distance between the log-probabilities of the jet
     in that detector and in its own. In ``contrastive_epochs`` before all others, without labels, the latent
     of a jet is to be told from those of the others in its batch by that of the same jet in another detector
-    (``contrastive_temperature``).
+    (``contrastive_temperature``); several processes compare within their own shares of it.
 
     ``seed`` draws other initial weights, batches and detectors with the same jets; that of the run, if not
     given.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,8 +37,14 @@ CHILD = """
             save_file(gradients, out / f"gradients{weight}.{processes.rank}")
         training.run(out, batch_size=51)
         save_file(training.weights(), out / f"weights.{processes.rank}")
+        again = test["without_dropout"](local["setup"].__wrapped__(shared["make_synthetic_jets"])())
+        test["in_two_detectors"](again)
+        if processes.rank == 0:
+            (out / "detectors").mkdir()
+        again.run(out / "detectors", batch_size=51, **test["TWO_DETECTORS"])
 """
 VERTEX_WEIGHTS = (1.5, 0.0)
+TWO_DETECTORS = {"vary_detector": True, "consistency_weight": 0.5}
 
 
 def without_dropout(training: Setup) -> Setup:
@@ -45,6 +52,13 @@ def without_dropout(training: Setup) -> Setup:
     for part in training.bundle.model.modules():
         if hasattr(part, "dropout"):
             part.dropout = 0.0
+    return training
+
+
+def in_two_detectors(training: Setup) -> Setup:
+    """In the second, a feature of all tracks is shifted."""
+    elsewhere = replace(training.train, tracks=training.train.tracks + 0.5)
+    training.varied = lambda epoch: elsewhere
     return training
 
 
@@ -95,6 +109,16 @@ def test_the_training_is_that_of_one_process(two_processes, setup):
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     for row, expected, tolerance in zip(rows, alone.history, (1e-5, 1e-3, 1e-2), strict=True):
         for name in ("train_total_loss", "train_vertex_loss", "validation_flavour_loss"):
+            assert row[name] == pytest.approx(expected[name], rel=tolerance)
+
+
+def test_two_detectors_are_compared_as_by_one_process(two_processes, setup):
+    alone = in_two_detectors(without_dropout(setup())).run(batch_size=51, **TWO_DETECTORS)
+    rows = read_metrics(two_processes / "detectors" / "metrics.jsonl")
+    assert len(rows) == len(alone.history)
+    for row, expected, tolerance in zip(rows, alone.history, (1e-5, 1e-3, 1e-2), strict=True):
+        assert row["train_consistency_loss"] > 0
+        for name in ("train_consistency_loss", "train_total_loss", "validation_flavour_loss"):
             assert row[name] == pytest.approx(expected[name], rel=tolerance)
 
 
