@@ -186,6 +186,8 @@ class Comparison:
 def compare(arms: Sequence[Sequence[TruthOfRun]], number: int = REPLICAS, seed: int = 1) -> list[Comparison]:
     """All arms with the first one; trainings in the same place are paired.
 
+    Rows in which a replica has no jet that passes are left out.
+
     Raises
     ------
     DataError
@@ -201,6 +203,8 @@ def compare(arms: Sequence[Sequence[TruthOfRun]], number: int = REPLICAS, seed: 
     rows = []
     for key in values[0][0][0]:
         pairs = np.array([[[one[key] for one in run] for run in arm] for arm in values])
+        if not (pairs > 0).all():
+            continue
         data, simulation = pairs[..., 0], pairs[..., 1]  # (arm, training, replica)
         correction = data / simulation
         for place in range(len(arms)):

@@ -81,6 +81,12 @@ def test_trainings_are_averaged_in_pairs(run):
     assert first.correction.trainings_error == 0.0
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_without_passing_jets_are_left_out(run):
+    assert rows_of([[run], [steadier(run, 50.0)]], flavour="light") == []
+    assert len(rows_of([[run], [steadier(run, 50.0)]], flavour="b")) == 6
+
+
 def test_runs_with_other_jets_are_refused(run):
     data, simulation = run.samples["tt"]
     fewer = TruthOfRun({"tt": (replace(data, event=data.event + 1), simulation)}, "tt")
