@@ -35,7 +35,7 @@ def offered(words: str, folder) -> list[str]:
     [
         ("selfcal cal", ["calibrate"]),
         ("selfcal study r", ["run", "resume"]),
-        ("selfcal study run clo", ["closure"]),
+        ("selfcal study run clo", ["closure", "closure_large"]),
         ("selfcal run dem", ["demo"]),
         ("selfcal run my", ["myfiles/", "my.yaml"]),
         ("selfcal study run x --sche", ["--scheduler"]),
