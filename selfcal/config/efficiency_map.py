@@ -6,9 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, Positive, PositiveInt, Probability
-
-NotNegative = Annotated[float, Field(ge=0)]
+from selfcal.config.base import Configured, NotNegative, Positive, PositiveInt, Probability
 
 
 class EfficiencyMapConfig(Configured):

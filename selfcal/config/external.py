@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured
+from selfcal.config.base import Configured, NotNegative
 from selfcal.config.card import FlavourName
 
 Positive = Annotated[float, Field(gt=0)]
@@ -24,7 +24,7 @@ class ExternalPrior(Configured):
     flavour: FlavourName
     value: PerPoint
     uncertainty: PerPoint
-    pt_gev: tuple[Annotated[float, Field(ge=0)], Positive] | None = None
+    pt_gev: tuple[NotNegative, Positive] | None = None
 
     def numbers(self, working_points: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Value and uncertainty at each working point.

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, Positive, PositiveInt, Probability
+from selfcal.config.base import Configured, NotNegative, Positive, PositiveInt, Probability
 from selfcal.config.card import FlavourName
 from selfcal.config.external import ExternalPrior
 
@@ -16,7 +16,8 @@ class FitConfig(Configured):
 
     Flavours of ``free_flavours`` have a free shape in each bin of pT and |eta|; the shape of the others
     may move by the relative ``residual_width`` in each bin, beside the uncertainties of the map;
-    ``residual_of_map`` times what the map is uncertain by in that bin is added in quadrature.
+    ``residual_of_map`` times what the map is uncertain by in that bin is added in quadrature. All bins
+    of one kinematic bin may slide together by ``residual_slide`` in the log-odds of passing a working point.
     ``extrapolation_fraction`` of the calibration's shift is the uncertainty of carrying it from
     the reference region of a flavour to another region. ``fix_reference_yield`` fixes the yield
     of the channels where a free flavour is measured; with a free yield the fit is degenerate.
@@ -54,7 +55,7 @@ class FitConfig(Configured):
     high_pt_gev_edges: tuple[Positive, ...] = ()
     scanned_working_points: tuple[Probability, ...] = ()
     target_uncertainty: dict[FlavourName, Probability] = {}
-    abs_eta_edges: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=2)] = (0.0, 2.5)
+    abs_eta_edges: Annotated[tuple[NotNegative, ...], Field(min_length=2)] = (0.0, 2.5)
     reference_regions: dict[FlavourName, str] = {
         "b": "ttbar_emu",
         "c": "w_charm",
@@ -69,9 +70,10 @@ class FitConfig(Configured):
     two_jet_neither_width: Positive = 0.3
     map_variance_kept: Probability = 0.99
     residual_width: dict[FlavourName, Positive] = {"b": 0.10, "c": 0.10, "light": 0.3, "tau": 0.2}
-    residual_of_map: Annotated[float, Field(ge=0)] = 0.0
+    residual_slide: dict[FlavourName, NotNegative] = {"b": 0.10, "c": 0.10, "light": 0.10, "tau": 0.10}
+    residual_of_map: NotNegative = 0.0
     pt_shape_width: Positive = 0.10
-    extrapolation_fraction: Annotated[float, Field(ge=0)] = 0.5
+    extrapolation_fraction: NotNegative = 0.5
     split_map_model_by_pt: bool = False
     fix_reference_yield: bool = True
     unblind: bool = False

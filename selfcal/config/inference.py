@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, Positive, PositiveInt
+from selfcal.config.base import Configured, NotNegative, Positive, PositiveInt
 from selfcal.config.smearing_parameters import SPACES, Model
 
 
@@ -57,8 +57,8 @@ class InferenceConfig(Configured):
     points: PositiveInt = 160
     jets_per_region: PositiveInt = 40_000
     prior_width: dict[str, Positive] = {}
-    modelling_error: Annotated[float, Field(ge=0)] = 0.02
-    multiplicity_error: Annotated[float, Field(ge=0)] = 0.03
+    modelling_error: NotNegative = 0.02
+    multiplicity_error: NotNegative = 0.03
     chain_check: bool = True
     generator_check: bool = True
     neural: NeuralConfig = NeuralConfig()

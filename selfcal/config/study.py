@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured
+from selfcal.config.base import Configured, NotNegative
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 _KEY = r"[A-Za-z0-9_-]+(\[[^\]]+\])?"
@@ -41,7 +41,7 @@ class PseudoExperimentsConfig(Configured):
     jets_per_region: Annotated[int, Field(ge=1)] = 10_000
     steps: Annotated[int, Field(ge=1)] = 20
     detectors: Annotated[int, Field(ge=1)] = 64
-    remainder_scale: Annotated[float, Field(ge=0)] = 1.0
+    remainder_scale: NotNegative = 1.0
     workers: Annotated[int, Field(ge=0)] = 0
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, PositiveInt, Probability, with_tuples
+from selfcal.config.base import Configured, NotNegative, PositiveInt, Probability, with_tuples
 
 TAGGER_SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -86,7 +86,7 @@ class TaggerConfig(Configured):
     regress_pt: bool = False
     vertex_fit: bool = False
     fitted_vertices: PositiveInt = 2
-    field_tesla: Annotated[float, Field(ge=0)] = 2.0
+    field_tesla: NotNegative = 2.0
     latent: PositiveInt = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     charm_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2

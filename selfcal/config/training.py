@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, Positive, PositiveInt, Probability
+from selfcal.config.base import Configured, NotNegative, Positive, PositiveInt, Probability
 from selfcal.config.card import FlavourName
 
 BestBy = Literal[
@@ -40,12 +40,12 @@ class TrainingConfig(Configured):
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 256
     learning_rate: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: NotNegative = 1e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     gradient_clip: Positive = 1.0
-    origin_loss_weight: Annotated[float, Field(ge=0)] = 0.5
-    vertex_loss_weight: Annotated[float, Field(ge=0)] = 1.5
-    response_loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    origin_loss_weight: NotNegative = 0.5
+    vertex_loss_weight: NotNegative = 1.5
+    response_loss_weight: NotNegative = 1.0
     balance_flavours: bool = False
     flavour_weights: dict[FlavourName, Positive] = {}
     match_kinematics_to: FlavourName | None = None
@@ -57,7 +57,7 @@ class TrainingConfig(Configured):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     vary_detector: bool = False
-    consistency_weight: Annotated[float, Field(ge=0)] = 0.0
+    consistency_weight: NotNegative = 0.0
     contrastive_epochs: Annotated[int, Field(ge=0)] = 0
     contrastive_temperature: Positive = 0.1
     seed: Annotated[int, Field(ge=0)] | None = None
@@ -110,16 +110,16 @@ class JointConfig(Configured):
     learning_rate: Positive = 1e-4
     map_learning_rate: Positive = 5e-3
     penalty: PenaltyName = "energy"
-    penalty_weight: Annotated[float, Field(ge=0)] = 1.0
+    penalty_weight: NotNegative = 1.0
     before_map: bool = False
     constraint: Literal["fixed", "multiplier"] = "fixed"
     multiplier_rate: Positive = 1.0
-    multiplier_damping: Annotated[float, Field(ge=0)] = 10.0
+    multiplier_damping: NotNegative = 10.0
     critic_learning_rate: Positive = 3e-3
     purity_min: Annotated[float, Field(gt=0, le=1)] = 0.6
     auc_loss_max: Annotated[float, Field(gt=0, lt=1)] = 0.01
     vary_detector: bool = False
-    consistency_weight: Annotated[float, Field(ge=0)] = 0.0
+    consistency_weight: NotNegative = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -134,6 +134,7 @@ _WORDS: dict[str, str] = {
     r"external_(?P<f>[a-z]+)_\d+": "external scale factor of {f}",
     r"same_sign_(?P<r>\w+)_(?P<p>\d+)\[\d+\]": "background of {r} in {p}",
     r"residual_(?P<f>[a-z]+)_(?P<p>\d+)_\d+": "{f} shape (constrained) in {p}",
+    r"residual_slide_(?P<f>[a-z]+)_(?P<p>\d+)": "{f} shape (all bins together) in {p}",
 }
 
 

@@ -1,4 +1,4 @@
-"""By how much a bin of a calibrated shape may be off, beside the modes of the map's uncertainty."""
+"""By how much a calibrated shape may be off, in single bins and as a whole, beside the modes of its map."""
 
 from __future__ import annotations
 
@@ -33,6 +33,19 @@ def residual_widths(templates: Templates, layout: Layout, config: FitConfig) -> 
     return widths
 
 
+def slide_shifts(content: Float[Array, "*places K"]) -> Float[Array, "*places K"]:
+    """Relative change of each bin's share when the log-odds of passing every edge between bins grow by one.
+
+    With ε_k the share of the jets at or above the lower edge of bin k, ln ε_k/(1 − ε_k) + δ for all k changes
+    ε_k by δ ε_k (1 − ε_k), and so the share s_k = ε_k − ε_{k+1} by δ (1 − ε_k − ε_{k+1}) of itself, to first
+    order. The sum of the shares stays, and what a working point gains, δ (1 − ε) of its efficiency, does not
+    depend on the number of bins, as that of independent residuals does. Zero where there is no content.
+    """
+    shares = _shares(content)
+    above = np.cumsum(shares[..., ::-1], axis=-1)[..., ::-1]
+    return np.asarray(np.where(shares > 0, 1 - 2 * above + shares, 0.0))
+
+
 def _spread(templates: Templates, place: tuple[int, int]) -> Float[Array, "P K"]:
     """σ of one flavour in one region."""
     shares = _shares(templates.calibrated[place])
@@ -46,7 +59,7 @@ def _spread(templates: Templates, place: tuple[int, int]) -> Float[Array, "P K"]
     return np.asarray(np.sqrt(variance + (np.log(np.maximum(shifts, tiny)) ** 2).sum(axis=0)))
 
 
-def _shares(content: Float[Array, "P K"]) -> Float[Array, "P K"]:
+def _shares(content: Float[Array, "*places K"]) -> Float[Array, "*places K"]:
     """Of each kinematic bin; zero where it is empty."""
-    total = content.sum(axis=1, keepdims=True)
+    total = content.sum(axis=-1, keepdims=True)
     return np.asarray(np.divide(content, total, out=np.zeros_like(content), where=total > 0))

@@ -8,15 +8,16 @@ with the prior yield N_rf, its uncertainty κ_rf (``composition``) and that of t
 (``pt_shape``), the calibrated shape t, a free factor ρ for the flavours with free shape (``shape``; it may
 become negative where the other flavours overshoot, which keeps the estimate unbiased) and a constrained one
 for the others (``residual``, in all bins but the largest), the relative shifts s of the map (``map_mode``,
-``map_model``, ``extrapolation``), of the detector (``detector``), of other simulations (``modelling``) and of
-external scale factors (``external``, in place of map, residual and extrapolation), and the statistical error
-of the simulation. The latter is a parameter per bin of the flavour whose reference region it is
-(``simulation``), because the scale factor depends on it, and common to all other flavours of a bin
-(``staterror``). Each bin of each flavour is a sample of its own, so that factors of single bins can be shared
-across channels by name, and so that a shift of a shape moves each of its bins by itself. Shifts add up
-(histosys, 1 + Σ_j s_j α_j), which keeps the estimate linear and so unbiased, unless that could make the
-expectation of the whole bin zero within ``REACH`` standard deviations: there the likelihood would have a kink
-and the fit no minimum with a covariance, and they are factors (normsys).
+``map_model``, ``extrapolation``), of all bins of a flavour together (``residual_slide``), of the detector
+(``detector``), of other simulations (``modelling``) and of external scale factors (``external``, in place of
+map, residuals and extrapolation), and the statistical error of the simulation. The latter is a parameter per
+bin of the flavour whose reference region it is (``simulation``), because the scale factor depends on it, and
+common to all other flavours of a bin (``staterror``). Each bin of each flavour is a sample of its own, so
+that factors of single bins can be shared across channels by name, and so that a shift of a shape moves each
+of its bins by itself. Shifts add up (histosys, 1 + Σ_j s_j α_j), which keeps the estimate linear and so
+unbiased, unless that could make the expectation of the whole bin zero within ``REACH`` standard deviations:
+there the likelihood would have a kink and the fit no minimum with a covariance, and they are factors
+(normsys).
 A region with a control sample of the same sign has a further sample, ``same_sign``, whose bins are free and
 which is all of a further channel with the counts of the control sample.
 """
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from selfcal.config.fit import FitConfig
 from selfcal.likelihood.external import external_entries, external_shift
 from selfcal.likelihood.layout import Layout, sample_name
-from selfcal.likelihood.residuals import residual_widths
+from selfcal.likelihood.residuals import residual_widths, slide_shifts
 from selfcal.likelihood.shifts import SHIFT_MAX, map_modes, pruned, relative_shift, smoothed
 from selfcal.likelihood.templates import Templates
 
@@ -146,6 +147,9 @@ def template_shifts(
             for name, varied in templates.variations.items():
                 shift = relative_shift(varied[:, f], calibrated) * bound[:, None]
                 own += _split(f"map_model_{name}_{flavour}", shift, config.split_map_model_by_pt)
+            if width := config.residual_slide.get(flavour, 0.0):  # type: ignore[call-overload]
+                slide = width * slide_shifts(layout.shape[:, f]) * (bound & ~layout.external[f])[:, None]
+                own += _split(f"residual_slide_{flavour}", slide, by_pt=True)
         # One name for all flavours: detector and generator are the same for them.
         for name, varied in templates.shared.items():
             own.append((name, relative_shift(varied[:, f], calibrated) * bound[:, None]))

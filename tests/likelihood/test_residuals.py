@@ -10,7 +10,7 @@ import pytest
 from selfcal.config.fit import FitConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.likelihood.layout import make_layout
-from selfcal.likelihood.residuals import WIDTH_MAX, residual_widths
+from selfcal.likelihood.residuals import WIDTH_MAX, residual_widths, slide_shifts
 from selfcal.likelihood.stage import measure
 from selfcal.likelihood.workspace import build_workspace
 
@@ -67,7 +67,7 @@ def test_the_workspace_has_them(random_world) -> None:
         for channel in build_workspace(templates, layout, OF_MAP)["channels"]
         for sample in channel["samples"]
         for modifier in sample["modifiers"]
-        if modifier["name"].startswith("residual_")
+        if modifier["name"].startswith("residual_") and not modifier["name"].startswith("residual_slide_")
     }
     assert len(found) > 20
     for name, width in found.items():
@@ -77,7 +77,9 @@ def test_the_workspace_has_them(random_world) -> None:
 
 def test_a_surer_map_has_surer_scale_factors(random_world) -> None:
     """The same data; light jets' residuals follow a map known to 2 or to 30 per cent in each bin."""
-    config = OF_MAP.model_copy(update={"residual_width": dict.fromkeys(FLAVOURS, 0.005)})
+    config = OF_MAP.model_copy(
+        update={"residual_width": dict.fromkeys(FLAVOURS, 0.005), "residual_slide": {}}
+    )
     totals = []
     for size in (0.02, 0.3):
         measured = measure(moved(random_world.templates, "light", size, 0.0), config)
@@ -86,3 +88,66 @@ def test_a_surer_map_has_surer_scale_factors(random_world) -> None:
         light = [s for s, row in enumerate(rows) if row.flavour == "light" and row.kind == "working_point"]
         totals.append(sigma[light].mean())
     assert totals[0] < 0.5 * totals[1]
+
+
+def passing(shares):
+    """Share of the jets above each lower edge of a bin, (..., K)."""
+    return np.cumsum(shares[..., ::-1], axis=-1)[..., ::-1] / shares.sum(axis=-1, keepdims=True)
+
+
+def test_a_slide_moves_the_log_odds_of_every_working_point_alike() -> None:
+    content = np.random.default_rng(3).uniform(0.1, 4.0, (2, 3, 6))
+    step = 1e-6
+    before, after = (
+        passing(content * (1 + size * slide_shifts(content)))[..., 1:] for size in (-step, step)
+    )
+    change = np.log(after / (1 - after)) - np.log(before / (1 - before))
+    assert change / (2 * step) == pytest.approx(1.0, rel=1e-8)
+    assert (content * slide_shifts(content)).sum(axis=-1) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_slide_does_not_depend_on_the_number_of_bins() -> None:
+    """Two bins that are merged move by the sum of what each of them moves."""
+    fine = np.random.default_rng(4).uniform(0.1, 4.0, (3, 8))
+    merged = fine.reshape(3, 4, 2).sum(axis=-1)
+    of_parts = (fine * slide_shifts(fine)).reshape(3, 4, 2).sum(axis=-1)
+    assert merged * slide_shifts(merged) == pytest.approx(of_parts, abs=1e-12)
+
+
+def test_empty_bins_do_not_slide() -> None:
+    content = np.array([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert (slide_shifts(content)[content == 0] == 0).all()
+
+
+def slid(templates, size: float):
+    """Expected data if all b shapes slide by ``size``, and the b scale factors that are true then."""
+    layout = make_layout(templates, FitConfig())
+    shape = layout.shape.copy()
+    b = FLAVOURS.index("b")
+    shape[:, b] *= 1 + size * slide_shifts(shape[:, b])
+    data = np.einsum("rf,rfpk->rpk", layout.yields, shape)
+    reference = int(layout.reference[b])
+    truth = passing(shape[reference, b]) / passing(templates.nominal[reference, b])
+    return replace(templates, data=data), truth
+
+
+@pytest.mark.parametrize(("widths", "covered"), [({}, False), (FitConfig().residual_slide, True)])
+def test_a_shape_that_is_wrong_as_a_whole_is_covered_only_with_the_slide(
+    random_world, widths, covered
+) -> None:
+    """b jets pass less often than map and single residuals allow, by 1.5 widths of the slide."""
+    config = FitConfig(residual_slide=widths)
+    exact = np.repeat(random_world.templates.calibrated[None], 2, axis=0)
+    templates, truth = slid(replace(random_world.templates, replicas=exact), -0.15)
+    factors = measure(templates, config).factors
+    sigma = np.sqrt(np.diag(factors.covariance))
+    rows = [factors.rows[i] for i in factors.measured]
+    pulls = np.array(
+        [
+            (value - truth[row.kinematic_bin, row.passing[0]]) / width
+            for row, value, width in zip(rows, factors.value, sigma, strict=True)
+            if row.flavour == "b" and row.kind == "working_point"
+        ]
+    )
+    largest = np.abs(pulls).max()
+    assert largest < 1.5 if covered else largest > 2.5
