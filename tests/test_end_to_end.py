@@ -22,6 +22,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import selfcal as selfcal_package
+from bench.refit import refit
 
 SETTINGS = """
 training: {epochs: 3, batch_size: 128}
@@ -99,6 +100,17 @@ def test_every_promised_file_is_there(run: Path) -> None:
         assert (run / name).stat().st_size > 0, name
     assert not list(run.rglob("*.part"))
     assert not list(run.rglob("*.pkl")) + list(run.rglob("*.pt"))
+
+
+def test_a_refit_is_the_fit_of_the_run_and_less_freedom_is_more_precise(run: Path) -> None:
+    written = json.loads((run / "results/scale_factors_against_truth.json").read_text())
+    again, stiffer = refit(run), refit(run, ["fit.residual_slide={}"])
+    assert again.comparison["rows_used"] == written["rows_used"]
+    assert again.comparison["chi2"] == pytest.approx(written["chi2"], rel=1e-6)
+    assert 0 <= again.covered <= 1
+    for (total, systematic), (less, _) in zip(again.precision, stiffer.precision, strict=True):
+        assert systematic < total
+        assert less < total
 
 
 def test_the_tutorial_runs_in_the_folder_of_the_project(run: Path, monkeypatch, capsys) -> None:

@@ -98,9 +98,7 @@ def passing(shares):
 def test_a_slide_moves_the_log_odds_of_every_working_point_alike() -> None:
     content = np.random.default_rng(3).uniform(0.1, 4.0, (2, 3, 6))
     step = 1e-6
-    before, after = (
-        passing(content * (1 + size * slide_shifts(content)))[..., 1:] for size in (-step, step)
-    )
+    before, after = (passing(content * (1 + size * slide_shifts(content)))[..., 1:] for size in (-step, step))
     change = np.log(after / (1 - after)) - np.log(before / (1 - before))
     assert change / (2 * step) == pytest.approx(1.0, rel=1e-8)
     assert (content * slide_shifts(content)).sum(axis=-1) == pytest.approx(0.0, abs=1e-12)
