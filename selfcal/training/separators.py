@@ -22,10 +22,11 @@ from selfcal.config.calibration import Separator
 from selfcal.data.field_names import require_track_fields
 from selfcal.data.jets import Jets
 from selfcal.sbi.track_columns import REQUIRED, column, track_columns, track_pt_gev
+from selfcal.tagger.vertex_fit import PION_MASS_GEV
 
 DISPLACED = 2.5
 NEAR = 4.0
-PION_MASS_GEV = 0.13957
+
 SCALE: dict[Separator, float] = {"displaced_tracks": 0.5, "mirrored_tracks": 0.4, "displaced_mass": 0.4}
 
 _MOMENTUM = ("qOverP", "deta", "dphi")
