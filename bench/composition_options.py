@@ -71,7 +71,7 @@ def scored_regions(context: RunContext) -> dict[str, dict[str, ScoredJets]]:
 
     def scored(role: str, region: str) -> ScoredJets:
         cards = cards_of(context, role, region)
-        return join_datasets([score_card(context, scorer, c, correction, Fold.DERIVE) for c in cards])
+        return join_datasets([score_card(context, scorer, c, correction, (Fold.DERIVE,)) for c in cards])
 
     regions = control_regions(context)
     return {role: {region: scored(role, region) for region in regions} for role in ("simulation", "data")}

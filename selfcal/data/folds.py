@@ -23,6 +23,10 @@ class Fold(IntEnum):
     MEASURE = 2
 
 
+UNTRAINED = (Fold.DERIVE, Fold.MEASURE)
+"""Simulation that did not train the tagger. A map that was derived with some of it moves all of it alike."""
+
+
 def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection with full avalanche."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

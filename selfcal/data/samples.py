@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,18 +72,20 @@ def read_card(context: RunContext, card: DataCard, correction: Correction | None
         yield chosen if correction is None or isinstance(correction, Replacement) else correction(chosen)
 
 
-def jets_in_fold(
-    context: RunContext, card: DataCard, fold: Fold, correction: Correction | None = None
+def jets_in(
+    context: RunContext, card: DataCard, folds: Sequence[Fold], correction: Correction | None = None
 ) -> list[Jets]:
-    """The jets of one fold of a card, by chunk; with labels if it is simulation."""
+    """The jets of a card in ``folds``, by chunk; with labels if it is simulation."""
     fractions = context.config.data.folds_for(card.role)
-    return [jets.select(fold_of(jets, fractions) == fold) for jets in read_card(context, card, correction)]
+    return [
+        jets.select(np.isin(fold_of(jets, fractions), folds)) for jets in read_card(context, card, correction)
+    ]
 
 
 def training_fold(context: RunContext) -> list[Jets]:
     """Labelled simulation of the control regions in the train fold, by chunk."""
     cards = context.cards_for(role="simulation", use="control")
-    return [jets for card in cards for jets in jets_in_fold(context, card, Fold.TRAIN)]
+    return [jets for card in cards for jets in jets_in(context, card, (Fold.TRAIN,))]
 
 
 def for_validation(jets: Jets, fraction: float) -> NDArray[np.bool_]:

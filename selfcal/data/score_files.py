@@ -2,7 +2,7 @@
 
 Where the detector is inferred, ``<card>.safetensors`` holds the corrected simulation, and other variants
 of it lie in folders beside it: ``nominal`` (not corrected) and ``detector_<j>`` (one standard deviation along
-a direction of the posterior; measure fold only).
+a direction of the posterior; only of the folds that did not train the tagger).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
-from selfcal.data.folds import Fold
+from selfcal.data.folds import UNTRAINED, Fold
 from selfcal.data.reading import read_dataset
 from selfcal.data.samples import in_use, wanted_of
 from selfcal.data.score_files import NOMINAL, load_scores, scores_path
@@ -48,7 +48,7 @@ def read_samples(context: RunContext, discriminant_edges: Sequence[float]) -> Ef
     calibration = load_calibration(context.directory.results / "map") if calibrated else None
     uses = {"control", "validation"} if calibrated else {"control", "truth", "validation"}
     cards = [card for card in context.cards_for("simulation") if card.use in uses]
-    control = (Fold.MEASURE,) if calibrated else (Fold.DERIVE, Fold.MEASURE)
+    control = (Fold.MEASURE,) if calibrated else UNTRAINED
     size = sum(len(load_scores(scores_path(context, card), card.region)) for card in cards)
     rng = np.random.default_rng([context.config.seed, 1])
     learning: list[EventJets] = []

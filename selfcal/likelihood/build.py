@@ -1,4 +1,4 @@
-"""Templates of the measure fold, before and after the calibration map."""
+"""Templates before and after the calibration map, and the data of the measure fold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from selfcal.config.fit import FitConfig
 from selfcal.config.tagger import TaggerConfig
 from selfcal.data.flavours import FLAVOURS, B
-from selfcal.data.folds import Fold
+from selfcal.data.folds import UNTRAINED, Fold
 from selfcal.data.score_files import NOMINAL, control_scores, detector_variants, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError, DataError
@@ -34,8 +34,9 @@ DETECTOR_VARIANCE_KEPT = 0.99
 
 @dataclass(frozen=True)
 class MeasureFold:
-    """Scored jets of the measure fold per control region, and the binning they fall into.
+    """Scored jets per control region, and the binning they fall into.
 
+    Data are of the measure fold, simulation is all that did not train the tagger.
     ``simulation`` has the inferred detector where there is one; ``uncorrected`` is then the simulation
     as it is, and ``detector`` are the same jets along each direction of the detector's posterior.
     ``alternatives`` are other simulations by the name of their variation, of some of the regions.
@@ -83,23 +84,33 @@ def working_point_binning(jets: ScoredJets, fit: FitConfig, tagger: TaggerConfig
 
 
 def measure_fold(context: RunContext, regions: Sequence[str]) -> MeasureFold:
-    """Read the measure fold. Working points come from all simulation that did not train the tagger."""
+    """Read data and simulation of the control regions.
+
+    Raises
+    ------
+    DataError
+        If the jets of a direction of the detector's posterior are of other folds than the simulation.
+    """
     config = context.config
 
-    def read(role: str, region: str, *folds: Fold, variant: str | None = None) -> ScoredJets:
+    def read(role: str, region: str, folds: Sequence[Fold], variant: str | None = None) -> ScoredJets:
         jets = control_scores(context, role, region, folds, variant)
         return within_abs_eta(jets, config.fit.abs_eta_edges)
 
-    simulation, data = (
-        {region: read(role, region, Fold.MEASURE) for region in regions} for role in ("simulation", "data")
+    data = {region: read("data", region, (Fold.MEASURE,)) for region in regions}
+    simulation, nominal, *detector = (
+        {region: read("simulation", region, UNTRAINED, variant) for region in regions}
+        for variant in (None, NOMINAL, *detector_variants(context))
     )
-    nominal, *detector = (
-        {region: read("simulation", region, Fold.MEASURE, variant=variant) for region in regions}
-        for variant in (NOMINAL, *detector_variants(context))
-    )
-    untrained = read(
-        "simulation", config.fit.working_point_region, Fold.DERIVE, Fold.MEASURE, variant=NOMINAL
-    )
+    for region, varied in ((region, varied[region]) for varied in detector for region in regions):
+        if set(varied.fold) != set(simulation[region].fold):
+            raise DataError(
+                f"{len(varied)} jets with another detector, {len(simulation[region])} simulated ones",
+                where=f"region {region}",
+                expected="scores of the same folds",
+                fix="run 'selfcal calibrate' again: the scores are of another version",
+            )
+    untrained = read("simulation", config.fit.working_point_region, UNTRAINED, NOMINAL)
     binning = working_point_binning(untrained, config.fit, config.tagger)
     others = read_alternatives(context, regions)
     fold = MeasureFold(simulation, data, binning, config.tagger, nominal, tuple(detector), others)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold, event_hash
 from selfcal.data.jets import Jets
-from selfcal.data.samples import jets_in_fold
+from selfcal.data.samples import jets_in
 from selfcal.run.context import RunContext
 from selfcal.sbi.estimation import estimate
 from selfcal.sbi.inference import RegionTracks
@@ -80,7 +80,7 @@ def region_tracks(context: RunContext, regions: Sequence[str]) -> list[RegionTra
             region: [
                 jets
                 for card in cards_of(context, role, region)
-                for jets in jets_in_fold(context, card, Fold.TRAIN)
+                for jets in jets_in(context, card, (Fold.TRAIN,))
             ]
             for region in regions
         }

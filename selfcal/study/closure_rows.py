@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.flavours import FLAVOURS
-from selfcal.data.folds import Fold
+from selfcal.data.folds import UNTRAINED, Fold
 from selfcal.data.score_files import NOMINAL, detector_variants, scores_of, within_abs_eta
 from selfcal.data.scored import ScoredJets
 from selfcal.likelihood.templates import Binning
@@ -38,11 +38,11 @@ def discriminant_of(context: RunContext, jets: ScoredJets) -> NDArray[np.float64
 def closure_table(context: RunContext, calibration: Calibration, binning: Binning) -> dict[str, Any]:
     """Efficiencies of every region, flavour and working point: data, simulation, calibrated simulation.
 
-    Control regions use the measure fold of the simulation; held-out regions all of it. The map's
+    Control regions use the simulation that did not train the tagger; held-out regions all of it. The map's
     uncertainty is the spread of its bootstrap replicas in quadrature with that of its seeds and with the
     difference to the stiff map; in a held-out region also with ``extrapolation``, how much regions may
     differ. Where the detector is inferred, ``corrected`` is the simulation with it and without map, and the
-    uncertainty of its posterior, from the measure fold, is added to that of the map.
+    uncertainty of its posterior is added to that of the map.
     """
     rows: list[dict[str, Any]] = []
     regions = dict.fromkeys(card.region for card in context.cards_for("simulation"))
@@ -59,7 +59,7 @@ def closure_table(context: RunContext, calibration: Calibration, binning: Binnin
         ]
         if not cards:
             continue
-        folds = tuple(Fold) if held_out else (Fold.MEASURE,)
+        folds = tuple(Fold) if held_out else UNTRAINED
         nominal, simulation = (_simulated(context, cards, folds, variant) for variant in (NOMINAL, None))
         detector = detector_uncertainty(context, calibration, cards, binning)
         discriminant = partial(discriminant_of, context)
@@ -218,7 +218,7 @@ def detector_uncertainty(
     if not variants:
         return total
     central, *varied = (
-        calibration.apply(_simulated(context, cards, (Fold.MEASURE,), variant), calibration.nominal)
+        calibration.apply(_simulated(context, cards, UNTRAINED, variant), calibration.nominal)
         for variant in (None, *variants)
     )
     for index in range(len(FLAVOURS)):

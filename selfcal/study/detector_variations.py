@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from selfcal.config.smearing_parameters import NOMINAL, SmearingParameters, prior_widths
-from selfcal.data.folds import Fold
-from selfcal.data.samples import jets_in_fold, training_fold
+from selfcal.data.folds import UNTRAINED
+from selfcal.data.samples import jets_in, training_fold
 from selfcal.data.score_files import within_abs_eta
 from selfcal.likelihood.build import MeasureFold
 from selfcal.likelihood.templates import count_by_flavour
@@ -69,7 +69,7 @@ def prior_variations(
         samples = [
             (jets, draw_noise(jets, centre.seed))
             for card in cards_of(context, "simulation", region)
-            for jets in jets_in_fold(context, card, Fold.MEASURE)
+            for jets in jets_in(context, card, UNTRAINED)
         ]
         counts = []
         for detector in detectors:

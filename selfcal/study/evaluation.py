@@ -21,7 +21,7 @@ import selfcal
 from selfcal.config.card import DataCard
 from selfcal.config.evaluation import Reference
 from selfcal.data.flavours import FLAVOURS, B
-from selfcal.data.folds import Fold
+from selfcal.data.folds import UNTRAINED, Fold
 from selfcal.data.score_files import NOMINAL, control_scores, scores_of, scores_path, within_abs_eta
 from selfcal.data.scored import ScoredJets, concatenate
 from selfcal.errors import DataError
@@ -203,8 +203,7 @@ def _flavour_jets(
 def _binning(context: RunContext) -> Binning:
     """The bins that the fit uses."""
     fit = context.config.fit
-    folds = (Fold.DERIVE, Fold.MEASURE)
-    jets = control_scores(context, "simulation", fit.working_point_region, folds, NOMINAL)
+    jets = control_scores(context, "simulation", fit.working_point_region, UNTRAINED, NOMINAL)
     return working_point_binning(within_abs_eta(jets, fit.abs_eta_edges), fit, context.config.tagger)
 
 

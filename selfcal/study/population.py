@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.smearing_parameters import SmearingParameters
 from selfcal.data.flavours import FLAVOURS
-from selfcal.data.folds import Fold, fold_of
+from selfcal.data.folds import UNTRAINED, Fold, fold_of
 from selfcal.data.jets import Jets
 from selfcal.data.samples import read_card
 from selfcal.data.score_files import control_scores
@@ -159,9 +159,9 @@ def read_population(
 def sample_sizes(context: RunContext, region: str) -> SampleSizes:
     """As many jets as the run itself has."""
     every = control_scores(context, "data", region, tuple(Fold))
-    simulated = control_scores(context, "simulation", region, (Fold.DERIVE, Fold.MEASURE))
+    simulated = control_scores(context, "simulation", region, UNTRAINED)
 
     def expected(jets: ScoredJets, *folds: Fold) -> dict[Fold, float]:
         return {fold: float((jets.fold == fold).sum()) for fold in folds}
 
-    return SampleSizes(expected(every, *Fold), expected(simulated, Fold.DERIVE, Fold.MEASURE))
+    return SampleSizes(expected(every, *Fold), expected(simulated, *UNTRAINED))

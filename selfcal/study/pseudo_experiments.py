@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from selfcal.config.smearing_parameters import NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.config.study import PseudoExperimentsConfig
 from selfcal.data.flavours import FLAVOURS
-from selfcal.data.folds import Fold
-from selfcal.data.scored import ScoredJets, concatenate
+from selfcal.data.folds import UNTRAINED, Fold
+from selfcal.data.score_files import join_datasets
+from selfcal.data.scored import ScoredJets
 from selfcal.errors import ConfigError
 from selfcal.likelihood.build import (
     DETECTOR_VARIANCE_KEPT,
@@ -246,18 +247,17 @@ def _posterior(
 def _draw(
     laboratory: Laboratory, world: World, posterior: Posterior | None, generator: np.random.Generator
 ) -> Drawn:
-    folds = (Fold.DERIVE, Fold.MEASURE)
-    result = Drawn({f: {} for f in folds}, {f: {} for f in folds}, {f: {} for f in folds}, {})
+    result = Drawn({f: {} for f in UNTRAINED}, {f: {} for f in UNTRAINED}, {f: {} for f in UNTRAINED}, {})
     for r, region in enumerate(laboratory.regions):
         population, sizes = laboratory.populations[region], laboratory.sizes[region]
         smeared = population.log_probability(laboratory.bundle, world.parameters)
         truth = world.scores(population, smeared, laboratory.warm.run.frame)
         nominal = corrected = laboratory.nominal[region]
-        simulated = {fold: population.rows_drawn(generator, sizes.simulation[fold]) for fold in folds}
+        simulated = {fold: population.rows_drawn(generator, sizes.simulation[fold]) for fold in UNTRAINED}
         if posterior is not None:
             rows = np.unique(np.concatenate(list(simulated.values())))
             corrected = population.log_probability(laboratory.bundle, posterior.parameters, rows)
-        for fold in folds:
+        for fold in UNTRAINED:
             rows = simulated[fold]
             result.corrected[fold][region] = population.jets(corrected, rows, fold, labelled=True)
             result.nominal[fold][region] = population.jets(nominal, rows, fold, labelled=True)
@@ -273,14 +273,12 @@ def _templates(
     """As in a run; the map's replicas and the detector's directions act as relative shifts."""
     config = laboratory.context.config
     region = config.fit.working_point_region
-    untrained = concatenate([drawn.nominal[fold][region] for fold in (Fold.DERIVE, Fold.MEASURE)])
-    fold = MeasureFold(
-        drawn.corrected[Fold.MEASURE],
-        drawn.data[Fold.MEASURE],
-        working_point_binning(untrained, config.fit, config.tagger),
-        config.tagger,
-        drawn.nominal[Fold.MEASURE],
+    corrected, nominal = (
+        {name: join_datasets([simulation[fold][name] for fold in UNTRAINED]) for name in laboratory.regions}
+        for simulation in (drawn.corrected, drawn.nominal)
     )
+    binning = working_point_binning(nominal[region], config.fit, config.tagger)
+    fold = MeasureFold(corrected, drawn.data[Fold.MEASURE], binning, config.tagger, nominal)
     templates = build_templates(fold, calibration)
     moved = templates.calibrated
     seeds = {name: moved * (1 + shift) for name, shift in laboratory.warm.seed_shift.items()}
@@ -294,8 +292,10 @@ def _templates(
     steps = posterior.directions() / laboratory.inference.widths
     varied = moved * (1 + np.einsum("jd,drfpk->jrfpk", steps, laboratory.response))
     modes = independent_modes(np.maximum(varied, 0.0), moved, DETECTOR_VARIANCE_KEPT)
-    corrected = [fold.simulation[r] for r in laboratory.regions]
-    counts = [count_by_flavour(jets, fold.discriminant(jets), fold.binning)[0] for jets in corrected]
+    counts = [
+        count_by_flavour(fold.simulation[name], fold.discriminant(fold.simulation[name]), binning)[0]
+        for name in laboratory.regions
+    ]
     detector = {str(j): mode for j, mode in enumerate(modes)}
     return replace(templates, corrected=np.stack(counts), detector=detector)
 

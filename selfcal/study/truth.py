@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.card import DataCard
 from selfcal.data.closure_truth import holds_closure_truth, read_closure_truth
-from selfcal.data.folds import Fold, fold_of
+from selfcal.data.folds import UNTRAINED, Fold, fold_of
 from selfcal.data.reading import read_dataset
 from selfcal.data.samples import in_use, wanted_of
 from selfcal.data.score_files import NOMINAL, join_datasets, load_scores, scores_of, within_abs_eta
@@ -90,7 +90,7 @@ def nominal_efficiency_jets(context: RunContext, region: str) -> ScoredJets:
     simulation = [card for card in cards if card.region == region and card.use != "alternative"]
     dedicated = [card for card in simulation if card.use == "truth"]
     held_out = all(card.use == "validation" for card in simulation)
-    folds = tuple(Fold) if dedicated or held_out else (Fold.DERIVE, Fold.MEASURE)
+    folds = tuple(Fold) if dedicated or held_out else UNTRAINED
     return within_abs_eta(
         scores_of(context, dedicated or simulation, folds, NOMINAL), context.config.fit.abs_eta_edges
     )

@@ -21,7 +21,7 @@ import torch
 
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
-from selfcal.data.samples import Correction, jets_in_fold
+from selfcal.data.samples import Correction, jets_in
 from selfcal.data.score_files import control_scores, scores_of
 from selfcal.data.scored import concatenate
 from selfcal.run.atomic import write_arrays, write_json
@@ -128,7 +128,7 @@ def final_tagger(
             jets
             for region in regions
             for card in cards_of(context, "simulation", region)
-            for jets in jets_in_fold(context, card, Fold.MEASURE, correction)
+            for jets in jets_in(context, card, (Fold.MEASURE,), correction)
         ]
         roc = context.directory.results / "roc_before_after.safetensors"
         write_arrays(roc, compare_rejections(before, bundle, measure, context.config.tagger))

@@ -10,7 +10,7 @@ import torch
 
 from selfcal.data.folds import Fold
 from selfcal.data.jets import Jets
-from selfcal.data.samples import Correction, for_validation, jets_in_fold
+from selfcal.data.samples import Correction, for_validation, jets_in
 from selfcal.data.score_files import join_datasets
 from selfcal.data.scored import ScoredJets, concatenate
 from selfcal.run.atomic import write_json
@@ -43,7 +43,7 @@ def run_joint_training(
         for role in ("simulation", "data"):
             parts: list[ScoredJets] = []
             for card in cards_of(context, role, region):
-                for jets in jets_in_fold(context, card, Fold.TRAIN, correction):
+                for jets in jets_in(context, card, (Fold.TRAIN,), correction):
                     kept = jets
                     if role == "simulation":
                         chosen = for_validation(jets, config.training.validation_fraction)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from selfcal.config.calibration import Separator
 from selfcal.config.card import DataCard
-from selfcal.data.folds import Fold, fold_of
+from selfcal.data.folds import UNTRAINED, Fold, fold_of
 from selfcal.data.jets import Jets
 from selfcal.data.samples import Correction, read_card
 from selfcal.data.score_files import DETECTOR, NOMINAL, save_scores, scores_path
@@ -54,7 +54,7 @@ def score_datasets(
 
     Simulation keeps its labels; data, also the pseudo-data of truth datasets, are
     written with flavour -1. Where a dataset is corrected, it is also scored as it is
-    (``scores/nominal``) and, in the measure fold, under each of the ``directions``
+    (``scores/nominal``) and, in the folds that did not train the tagger, under each of the ``directions``
     (``scores/detector_<j>``).
     """
     jobs: list[tuple[DataCard, str | None, Correction | None]] = []
@@ -67,8 +67,8 @@ def score_datasets(
     tracker = context.progress("scoring", len(jobs))
     for done, (card, variant, changed) in enumerate(jobs, start=1):
         path = scores_path(context, card, variant)
-        fold = Fold.MEASURE if variant is not None and variant != NOMINAL else None
-        save_scores(path, score_card(context, scorer, card, changed, fold))
+        folds = tuple(Fold) if variant in (None, NOMINAL) else UNTRAINED
+        save_scores(path, score_card(context, scorer, card, changed, folds))
         written.append(path)
         tracker.update(done)
     return written
@@ -79,14 +79,14 @@ def score_card(
     scorer: Scorer,
     card: DataCard,
     correction: Correction | None = None,
-    fold: Fold | None = None,
+    folds: Sequence[Fold] = tuple(Fold),
 ) -> ScoredJets:
-    """The scored jets of one card, of one ``fold`` or of all. Tracks stay in memory one chunk at a time."""
+    """The scored jets of one card in ``folds``. Tracks stay in memory one chunk at a time."""
     fractions = context.config.data.folds_for(card.role)
     parts = read_card(context, card, correction)
     separators = context.config.calibration.composition.separators
-    if fold is not None:
-        parts = (jets.select(fold_of(jets, fractions) == fold) for jets in parts)
+    if set(folds) != set(Fold):
+        parts = (jets.select(np.isin(fold_of(jets, fractions), folds)) for jets in parts)
     return scored(scorer, parts, card.region, fractions, separators, labelled=card.role == "simulation")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.folds import Fold, event_hash
 from selfcal.data.jets import Jets
-from selfcal.data.samples import for_validation, jets_in_fold, training_fold
+from selfcal.data.samples import for_validation, jets_in, training_fold
 from selfcal.errors import ConfigError, DataError
 from selfcal.run.atomic import write_arrays, write_json
 from selfcal.run.context import RunContext
@@ -272,7 +272,7 @@ def _require_working_point_region(context: RunContext) -> None:
 
 def _samples(context: RunContext, region: str) -> list[Jets]:
     cards = [card for card in context.cards_for("simulation", "control") if card.region == region]
-    return [jets for card in cards for jets in jets_in_fold(context, card, Fold.MEASURE)]
+    return [jets for card in cards for jets in jets_in(context, card, (Fold.MEASURE,))]
 
 
 def _measured(context: RunContext, bundle: TaggerBundle, region: str) -> Measured:

@@ -13,7 +13,7 @@ from selfcal.config.loading import load_run
 from selfcal.config.smearing_parameters import GENERATOR, NOMINAL, PARAMETERS, SmearingParameters
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import Fold
-from selfcal.data.samples import Replacement, jets_in_fold, read_card
+from selfcal.data.samples import Replacement, jets_in, read_card
 from selfcal.errors import ConfigError
 from selfcal.generate.stage import run_generate
 from selfcal.run.atomic import read_json
@@ -93,7 +93,7 @@ def test_rates_are_those_of_the_train_fold_and_follow_the_detector(small) -> Non
     shape = (1, len(FLAVOURS), N_BINS)
     nominal = rates(GENERATOR.nominal).reshape(shape)
     np.testing.assert_array_equal(rates(GENERATOR.nominal).reshape(shape), nominal)
-    jets = jets_in_fold(small, small.cards[0], Fold.TRAIN)
+    jets = jets_in(small, small.cards[0], (Fold.TRAIN,))
     sim = RegionTracks("ttbar_emu", jets, [], np.ones(4), np.ones(4))
     given = SmearedRates([sim], collect_donors(jets, 1), 1)(NOMINAL.vector()).reshape(shape)
     tracks = HISTOGRAMS[-1].bins
@@ -143,7 +143,7 @@ def test_files_of_others_cannot_be_simulated_again(small) -> None:
 )
 def test_smearing_does_what_the_generator_does(small, generator, smearing) -> None:
     """A shift that both have, large against what few jets leave to chance, moves the summaries alike."""
-    jets = jets_in_fold(small, small.cards[0], Fold.TRAIN)
+    jets = jets_in(small, small.cards[0], (Fold.TRAIN,))
     sim = RegionTracks("ttbar_emu", jets, [], np.ones(4), np.ones(4))
     of_smearing = SmearedRates([sim], collect_donors(jets, 1), 1)
     of_generator = ResimulatedRates(small, ["ttbar_emu"])
