@@ -22,7 +22,9 @@ import yaml
 from safetensors.numpy import load_file
 
 import selfcal as selfcal_package
+from bench.map_convergence import refit_map
 from bench.refit import refit
+from selfcal.transport.derivation import Derivation
 
 SETTINGS = """
 training: {epochs: 3, batch_size: 128}
@@ -111,6 +113,16 @@ def test_a_refit_is_the_fit_of_the_run_and_less_freedom_is_more_precise(run: Pat
     for (total, systematic), (less, _) in zip(again.precision, stiffer.precision, strict=True):
         assert systematic < total
         assert less < total
+
+
+def test_maps_with_more_steps_are_more_likely(run: Path) -> None:
+    as_it_is, longer = refit_map(run), refit_map(run, ("calibration.map.steps=240",))
+    assert as_it_is.inside == refit_map(run, ("calibration.map.steps=60",)).inside
+    assert longer.inside > as_it_is.inside
+    assert np.isfinite([as_it_is.outside, longer.outside]).all()
+    assert as_it_is.outside != as_it_is.inside
+    (derivation,) = (run / "checkpoints" / "derivation").iterdir()
+    np.testing.assert_allclose(as_it_is.fractions, Derivation.open(derivation).mixture().fractions, atol=0.03)
 
 
 def test_the_tutorial_runs_in_the_folder_of_the_project(run: Path, monkeypatch, capsys) -> None:

@@ -40,9 +40,9 @@ class MapConfig(Configured):
     displacement_scale: Positive = 0.15
     displacement_weight: Positive = 150.0
     displacement_on: Literal["all", "splines"] = "all"
-    steps: PositiveInt = 300
+    steps: PositiveInt = 600
     batch_size: PositiveInt = 1024
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive = 1e-2
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,14 +89,17 @@ class CompositionConfig(Configured):
 
 
 class BaseDensityConfig(Configured):
-    """The simulation's density p(z | pT, |eta|) of each flavour."""
+    """The simulation's density p(z | pT, |eta|) of each flavour.
+
+    ``steps`` at most: the fit of a flavour ends when a fifth of its jets, set aside, no longer gains.
+    """
 
     transforms: PositiveInt = 3
     hidden_width: PositiveInt = 48
-    spline_bins: PositiveInt = 8
-    steps: PositiveInt = 600
+    spline_bins: PositiveInt = 4
+    steps: PositiveInt = 3000
     batch_size: PositiveInt = 512
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 5e-3
 
 
 class CalibrationConfig(Configured):

@@ -42,7 +42,7 @@ def sample_of(jets: int, seed: int) -> Sample:
 def densities() -> BaseDensities:
     """Flows as they begin, but apart from each other."""
     torch.manual_seed(4)
-    made = BaseDensities(D, R, BaseDensityConfig(hidden_width=8, transforms=1))
+    made = BaseDensities(D, R, BaseDensityConfig(hidden_width=8, transforms=1, spline_bins=8))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -162,11 +162,7 @@ def test_a_density_that_goes_on_learns_at_three_tenths_of_the_rate() -> None:
     moved = []
     for start in (None, first):
         torch.manual_seed(12)
-        steps: list[int] = []
-        found = fit_base_densities(
-            simulation, R, config, torch.Generator().manual_seed(1), start, steps=1, progress=steps.append
-        )
-        assert steps == [1]
+        found = fit_base_densities(simulation, R, config, torch.Generator().manual_seed(1), start, steps=1)
         pairs = zip(found.parameters(), first.parameters(), strict=True)
         moved.append(max(float((after - before).detach().abs().max()) for after, before in pairs))
     assert moved[1] / moved[0] == pytest.approx(0.3, rel=1e-3)
