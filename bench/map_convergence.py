@@ -3,10 +3,11 @@
     python -m bench.map_convergence RUN --set calibration.map.steps=300 --set calibration.map.steps=1000
 
 Each ``--set`` is one line of the table (several assignments in one: ``--set "KEY=VALUE KEY=VALUE"``), behind
-the line of the run's own configuration. Densities and maps are fitted as in the run, to the derive fold, from
-initial weights of their own, around the run's bulk fractions; the likelihood is that of the data of the
-measure fold, which neither has seen: what rises there is no noise of the fit. Nothing in the table looks at
-the truth. The run's folder gets no file but those of its own derivation, where they were not there.
+the line of the run's own configuration; keys of ``calibration.map`` and ``calibration.base_density`` are
+those that matter. Densities and maps are fitted as in the run, to the derive fold, from initial weights of
+their own, around the run's bulk fractions; the likelihood is that of the data of the measure fold, which
+neither has seen: what rises there is no noise of the fit. Nothing in the table looks at the truth. Nothing is
+written.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import torch
 
 from selfcal.config.loading import load_run
 from selfcal.data.folds import Fold
+from selfcal.errors import ConfigError, DataError
 from selfcal.run.progress import SilentReporter
 from selfcal.study.execution import context_of
-from selfcal.training.calibrate_stage import control_scores, prepare_derivation
+from selfcal.training.calibrate_stage import control_scores
 from selfcal.transport.base_density import fit_base_densities
 from selfcal.transport.calibration import load_calibration
-from selfcal.transport.derivation_tasks import derive, fit_maps
+from selfcal.transport.derivation import Derivation
+from selfcal.transport.derivation_tasks import fit_maps
 from selfcal.transport.mixture import mixture_log_density
 from selfcal.transport.sample import Sample, build_sample
 
@@ -39,19 +42,29 @@ class Fitted:
 
 
 def refit_map(path: Path, assignments: tuple[str, ...] = ()) -> Fitted:
-    """Densities and nominal maps of the run in ``path`` with other values of its configuration.
+    """Densities and nominal maps of the run in ``path`` with other values of their configuration.
 
     Raises
     ------
-    SelfcalError
-        If the run is not calibrated, or the map is not fitted by likelihood.
+    ConfigError
+        If the map is not fitted by likelihood.
+    DataError
+        If the run is not calibrated.
     """
     context = context_of(load_run([path / "config.resolved.yaml"]), path, SilentReporter())
-    torch.set_num_threads(1)
-    regions = load_calibration(context.directory.results / "map").regions
-    folder, frame = prepare_derivation(context, regions)
-    derivation = derive(folder, 0, lambda done, total: None)
+    calibration = load_calibration(context.directory.results / "map")
+    regions = calibration.regions
+    folders = sorted((context.directory.checkpoints / "derivation").glob("*/"))
+    if len(folders) != 1:
+        raise DataError("no finished calibration", where=str(path), fix="run 'selfcal calibrate' first")
+    derivation = Derivation.open(folders[0])
     config = load_run([path / "config.resolved.yaml"], assignments).config.calibration_in_use
+    if not config.map.by_likelihood:
+        raise ConfigError(
+            "the likelihood of data is known for maps with an inverse that are fitted by it",
+            where="calibration.map",
+            expected="a 'family' with an inverse, and not 'fit_by: distance'",
+        )
     torch.manual_seed(derivation.seed)
     densities = fit_base_densities(
         derivation.simulation, len(regions), config.base_density, derivation.generator("densities")
@@ -71,7 +84,7 @@ def refit_map(path: Path, assignments: tuple[str, ...] = ()) -> Fitted:
     unseen = build_sample(
         {region: control_scores(context, "data", region, (Fold.MEASURE,)) for region in regions},
         regions,
-        frame,
+        calibration.frame,
     )
     kinematics = derivation.kinematic_fractions(derivation.simulation)
 

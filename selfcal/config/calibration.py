@@ -91,7 +91,8 @@ class CompositionConfig(Configured):
 class BaseDensityConfig(Configured):
     """The simulation's density p(z | pT, |eta|) of each flavour.
 
-    ``steps`` at most: the fit of a flavour ends when a fifth of its jets, set aside, no longer gains.
+    ``steps`` at most: the fit of a flavour ends when a fifth of its jets (4,096 at most), set aside, no
+    longer gains. Replicas go on from there with all jets, for ``bootstrap_steps``.
     """
 
     transforms: PositiveInt = 3

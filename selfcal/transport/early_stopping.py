@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from selfcal.errors import FitError
+
 MEMORY = 0.99
-"""How much of the average over iterates one step keeps, once there are a hundred of them."""
+"""How much of the average over iterates one step keeps, once there are nine hundred of them."""
 
 EVERY = 25
 """Steps between two looks at the jets that were set aside."""
@@ -41,6 +44,11 @@ def stopped_descent(
     less of the minibatches' noise than an iterate. The best is the one with the smallest ``set_aside`` of
     all that were looked at, every ``EVERY`` steps and at the end; the last one without ``set_aside``.
     ``loss`` gets the number of the step, from zero.
+
+    Raises
+    ------
+    FitError
+        If ``set_aside`` is not finite.
     """
     optimiser = torch.optim.Adam(parameters, lr=schedule.learning_rate)
     average = [p.detach().clone() for p in parameters]
@@ -57,6 +65,8 @@ def stopped_descent(
         if set_aside is None or (step % EVERY and step < schedule.steps):
             continue
         found = _value_at(parameters, average, set_aside)
+        if not math.isfinite(found):
+            raise FitError("the loss of the jets set aside is not finite", where=f"step {step - 1}")
         if found < best:
             best, kept, at, looks_without_gain = found, [mean.clone() for mean in average], step, 0
             continue

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from selfcal.errors import FitError
 from selfcal.transport.early_stopping import EVERY, MEMORY, PATIENCE, StoppedSchedule, stopped_descent
 
 RATE = 1e-3
@@ -26,7 +27,7 @@ def test_it_leaves_the_best_average_and_ends_when_patience_does() -> None:
     at = stopped_descent([point], loss, StoppedSchedule(3000, RATE), lambda: (point - 0.3).square().sum())
     assert at % EVERY == 0
     assert steps == list(range(at + PATIENCE * EVERY))
-    # Averages lag by a hundred steps; between two looks it goes 25 of them.
+    # Between two looks it goes 25 steps.
     assert float(point.detach()) == pytest.approx(0.3, abs=0.5 * EVERY * RATE)
 
 
@@ -59,3 +60,10 @@ def test_what_never_gains_is_left_where_the_first_look_was() -> None:
     at = stopped_descent([point], lambda _: -point.sum(), StoppedSchedule(3000, RATE), point.sum)
     assert at == EVERY
     assert 0 < float(point.detach()) < EVERY * RATE
+
+
+def test_jets_set_aside_without_a_loss_are_an_error() -> None:
+    point = start()
+    with pytest.raises(FitError, match="the loss of the jets set aside is not finite") as caught:
+        stopped_descent([point], lambda _: -point.sum(), StoppedSchedule(90, RATE), lambda: point.sum() / 0)
+    assert caught.value.where == f"step {EVERY - 1}"
