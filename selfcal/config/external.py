@@ -6,10 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from selfcal.config.base import Configured, NotNegative
+from selfcal.config.base import Configured, NotNegative, Positive
 from selfcal.config.card import FlavourName
 
-Positive = Annotated[float, Field(gt=0)]
 PerPoint = Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
