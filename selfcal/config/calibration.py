@@ -92,7 +92,7 @@ class BaseDensityConfig(Configured):
     """The simulation's density p(z | pT, |eta|) of each flavour.
 
     ``steps`` at most: the fit of a flavour ends when a fifth of its jets (4,096 at most), set aside, no
-    longer gains. Replicas go on from there with all jets, for ``bootstrap_steps``.
+    longer gains. Then come ``bootstrap_steps`` with all jets, at three tenths of the rate.
     """
 
     transforms: PositiveInt = 3
@@ -106,6 +106,11 @@ class BaseDensityConfig(Configured):
 class CalibrationConfig(Configured):
     """Stages 1 and 3: composition, then map, then bootstrap replicas.
 
+    The last ``bootstrap_steps`` of densities and maps are what every replica does again with its own events,
+    from the same optimiser's state and with the same minibatches; maps start a new cycle of their learning
+    rate there. The fewer, the less a replica forgets of the nominal fit. Fits by a distance go on from the
+    nominal one for as many steps.
+
     ``seeds`` is the number of further fits of densities and maps that start from other initial weights:
     their spread is an uncertainty of the map. So is what maps of other ``families`` differ by.
     """
@@ -115,7 +120,7 @@ class CalibrationConfig(Configured):
     map: MapConfig = MapConfig()
     joint: JointConfig = JointConfig()
     bootstraps: Annotated[int, Field(ge=2)] = 100
-    bootstrap_steps: PositiveInt = 60
+    bootstrap_steps: PositiveInt = 200
     seeds: Annotated[int, Field(ge=0)] = 2
     families: tuple[Family, ...] = ()
     workers: Annotated[int, Field(ge=0)] = 0

@@ -22,7 +22,7 @@ from selfcal.errors import ConfigError, DataError
 from selfcal.likelihood.shifts import relative_shift
 from selfcal.likelihood.templates import read_templates
 from selfcal.run.context import RunContext
-from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.base_density import BaseDensities, continue_base_densities
 from selfcal.transport.calibration import Calibration, load_calibration
 from selfcal.transport.composition import CompositionPrior, fit_composition
 from selfcal.transport.control_regions import composition_prior
@@ -130,9 +130,7 @@ def refit(
     bulk = fit_composition(simulated, observed, prior, config.composition, generator, steps=steps)
     densities = warm.densities
     if densities is not None:
-        densities = fit_base_densities(
-            simulated, count, config.base_density, generator, start=densities, steps=steps
-        )
+        densities = continue_base_densities(densities, simulated, config.base_density, steps, generator)
     spread = torch.from_numpy(np.hypot(warm.bulk_spread, config.composition.relative_floor))
     sigma = (spread * bulk.fractions).clamp_min(1e-4)
     fitted = fit_maps(
@@ -140,10 +138,8 @@ def refit(
         data=observed,
         densities=densities,
         constraint=CompositionPrior(bulk.fractions, sigma),
-        config=config,
+        config=config.model_copy(update={"map": config.map.model_copy(update={"steps": steps})}),
         generator=generator,
-        start=None,
-        steps=steps,
         identities=warm.undetermined,
         pt_shape=bulk.pt_shape,
     )

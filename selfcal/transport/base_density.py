@@ -58,21 +58,18 @@ SET_ASIDE = 0.2
 SET_ASIDE_MAX = 4096
 """No more jets than this are set aside."""
 
+RATE_AGAIN = 0.3
+"""Learning rate with all jets, relative to the rate before."""
+
 
 def fit_base_densities(
-    simulation: Sample,
-    regions: int,
-    config: BaseDensityConfig,
-    generator: torch.Generator,
-    start: BaseDensities | None = None,
-    steps: int | None = None,
+    simulation: Sample, regions: int, config: BaseDensityConfig, generator: torch.Generator
 ) -> BaseDensities:
     """Weighted maximum likelihood on labelled simulation, each flavour by itself.
 
-    A new density is fitted until the jets that were set aside no longer gain: flavours have very
-    different numbers of jets, and what suits the largest overfits the smallest. One that goes on from
-    ``start`` does ``steps`` with all jets, at three tenths of the rate. Minibatches are drawn uniformly, so
-    weights (also signed ones, and bootstrap factors) stay unbiased.
+    A density is fitted until the jets that were set aside no longer gain: flavours have very different
+    numbers of jets, and what suits the largest overfits the smallest. Minibatches are drawn uniformly, so
+    weights (also signed ones) stay unbiased.
 
     Raises
     ------
@@ -80,8 +77,38 @@ def fit_base_densities(
         If a flavour is absent from the simulation of all regions, or the loss is not finite.
     """
     densities = BaseDensities(simulation.coordinates.shape[1], regions, config)
-    if start is not None:
-        densities.load_state_dict(start.state_dict())
+    schedule = StoppedSchedule(config.steps, config.learning_rate)
+    for index, sample in enumerate(_by_flavour(simulation)):
+        order = torch.randperm(len(sample), generator=generator)
+        number = min(int(SET_ASIDE * len(sample)), SET_ASIDE_MAX)
+        fitted, aside = sample.rows(order[number:]), sample.rows(order[:number])
+        _fit_flow(densities, index, fitted, aside, config.batch_size, schedule, generator)
+    return densities.requires_grad_(requires_grad=False)
+
+
+def continue_base_densities(
+    start: BaseDensities,
+    simulation: Sample,
+    config: BaseDensityConfig,
+    steps: int,
+    generator: torch.Generator,
+) -> BaseDensities:
+    """Densities after ``steps`` more with all jets, at ``RATE_AGAIN`` of the rate; ``start`` stays as it is.
+
+    Raises
+    ------
+    FitError
+        As :func:`fit_base_densities`.
+    """
+    densities = BaseDensities(simulation.coordinates.shape[1], start.regions, config)
+    densities.load_state_dict(start.state_dict())
+    schedule = StoppedSchedule(steps, RATE_AGAIN * config.learning_rate)
+    for index, sample in enumerate(_by_flavour(simulation)):
+        _fit_flow(densities, index, sample, None, config.batch_size, schedule, generator)
+    return densities.requires_grad_(requires_grad=False)
+
+
+def _by_flavour(simulation: Sample) -> list[Sample]:
     samples = [simulation.rows(simulation.flavour == index) for index in range(len(FLAVOURS))]
     for name, sample in zip(FLAVOURS, samples, strict=True):
         if len(sample) < SIMULATED_JETS_MIN:
@@ -90,18 +117,7 @@ def fit_base_densities(
                 expected=f"at least {SIMULATED_JETS_MIN}",
                 fix="add simulation and data of a region that contains this flavour",
             )
-    schedule = StoppedSchedule(
-        config.steps if steps is None else steps,
-        config.learning_rate * (0.3 if start is not None else 1.0),
-    )
-    for index, sample in enumerate(samples):
-        fitted, aside = sample, None
-        if start is None:
-            order = torch.randperm(len(sample), generator=generator)
-            number = min(int(SET_ASIDE * len(sample)), SET_ASIDE_MAX)
-            fitted, aside = sample.rows(order[number:]), sample.rows(order[:number])
-        _fit_flow(densities, index, fitted, aside, config.batch_size, schedule, generator)
-    return densities.requires_grad_(requires_grad=False)
+    return samples
 
 
 def _fit_flow(

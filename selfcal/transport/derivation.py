@@ -34,13 +34,16 @@ from selfcal.transport.identifiability import (
     prior_widths,
 )
 from selfcal.transport.maps import FlavourMaps
-from selfcal.transport.mixture import KinematicFractions, MixtureFit
+from selfcal.transport.mixture import Halfway, KinematicFractions, MixtureFit
 from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import RegionDependence
 from selfcal.transport.sample import Sample, simulated_fractions
 
 INFORMATION_JETS = 20_000
 """Jets of data from which the information is estimated, and scaled to all of them."""
+
+LAYOUT = 2
+"""What tasks leave in their files; those of another layout are not taken up."""
 
 SAMPLE_FIELDS = tuple(Sample.__dataclass_fields__)
 
@@ -66,7 +69,8 @@ def write_inputs(
     arrays |= {"prior.fractions": prior.fractions.numpy(), "prior.uncertainty": prior.uncertainty.numpy()}
     arrays["seed"] = np.array([seed])
     # The arrays are hashed, not their file: safetensors does not fix the order within a file.
-    digest = hashlib.sha256(f"{selfcal.__version__} {config.model_dump_json(exclude={'workers'})}".encode())
+    settings = config.model_dump_json(exclude={"workers"})
+    digest = hashlib.sha256(f"{selfcal.__version__} {LAYOUT} {settings}".encode())
     for name in sorted(arrays):
         digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     folder = scratch / digest.hexdigest()[:16]
@@ -179,11 +183,18 @@ class Derivation:
 
     def densities(self, task: str = "densities") -> BaseDensities:
         """Finished base densities."""
+        return self._densities(task, "density.")
+
+    def _densities(self, task: str, prefix: str) -> BaseDensities:
         densities = BaseDensities(
             self.simulation.coordinates.shape[1], self.regions, self.config.base_density
         )
-        _restore(densities, read_arrays(self.path(task)), "density.")
+        _restore(densities, read_arrays(self.path(task)), prefix)
         return densities
+
+    def first_densities(self) -> BaseDensities:
+        """The nominal densities before their last leg."""
+        return self._densities("densities", "first.")
 
     def map_config_of(self, task: str) -> MapConfig:
         """Of the maps that a task fits: the configured ones, or those of another family."""
@@ -195,7 +206,7 @@ class Derivation:
         arrays = read_arrays(self.path(task))
         maps = build_maps(self.map_config_of(task), self.simulation.coordinates.shape[1], CONDITIONS)
         _restore(maps, arrays, "map.")
-        return MixtureFit(maps, torch.from_numpy(arrays["fractions"]))
+        return MixtureFit(maps, torch.from_numpy(arrays["fractions"]), Halfway.from_arrays(arrays))
 
     def identifiability(self) -> Identifiability:
         """What the data can tell about fractions and maps, at the fractions of the bulk fit."""

@@ -40,12 +40,12 @@ from selfcal.errors import FitError
 from selfcal.run.atomic import write_arrays
 from selfcal.run.workers import worker_pool
 from selfcal.transport.averaged_descent import DistanceSchedule
-from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.base_density import BaseDensities, continue_base_densities, fit_base_densities
 from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionFit, CompositionPrior, fit_by_distance, fit_composition
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.derivation import Derivation, tensors
-from selfcal.transport.mixture import KinematicFractions, MixtureFit, displacement_price, fit_mixture
+from selfcal.transport.mixture import KinematicFractions, LastLeg, MixtureFit, displacement_price, fit_mixture
 from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import region_dependence, region_statistics
 from selfcal.transport.sample import Sample, simulated_fractions
@@ -71,15 +71,24 @@ def _run_composition(derivation: Derivation) -> None:
     _save_composition(derivation, "composition", fit, {})
 
 
-def _fresh_densities(derivation: Derivation, task: str) -> BaseDensities:
-    return fit_base_densities(
+def _fresh_densities(derivation: Derivation, task: str) -> tuple[BaseDensities, BaseDensities]:
+    """Densities before and after their last leg, the one that replicas repeat."""
+    first = fit_base_densities(
         derivation.simulation, derivation.regions, derivation.config.base_density, derivation.generator(task)
     )
+    return first, _last_leg_of_densities(derivation, first, derivation.simulation, task)
+
+
+def _last_leg_of_densities(
+    derivation: Derivation, first: BaseDensities, simulation: Sample, task: str
+) -> BaseDensities:
+    config, generator = derivation.config, derivation.generator(f"last leg of {task}")
+    return continue_base_densities(first, simulation, config.base_density, config.bootstrap_steps, generator)
 
 
 def _run_densities(derivation: Derivation) -> None:
-    densities = _fresh_densities(derivation, "densities")
-    write_arrays(derivation.path("densities"), tensors(densities, "density."))
+    first, densities = _fresh_densities(derivation, "densities")
+    write_arrays(derivation.path("densities"), tensors(first, "first.") | tensors(densities, "density."))
 
 
 def _run_identifiability(derivation: Derivation) -> None:
@@ -109,27 +118,19 @@ def _run_region_dependence(derivation: Derivation) -> None:
 def _run_bulk(derivation: Derivation, index: int) -> None:
     task = f"bulk-{index}"
     simulation, data = derivation.resampled(index)
-    generator = derivation.generator(task)
-    steps = derivation.config.bootstrap_steps
     fit = fit_composition(
         simulation,
         data,
         derivation.drawn_prior(index),
         derivation.config.composition,
-        generator,
+        derivation.generator(task),
         start=derivation.composition(),
-        steps=steps,
+        steps=derivation.config.bootstrap_steps,
     )
     arrays = {}
     if derivation.config.map.by_likelihood:
-        densities = fit_base_densities(
-            simulation,
-            derivation.regions,
-            derivation.config.base_density,
-            generator,
-            start=derivation.densities(),
-            steps=steps,
-        )
+        first = derivation.first_densities()
+        densities = _last_leg_of_densities(derivation, first, simulation, "densities")
         arrays = tensors(densities, "density.")
     _save_composition(derivation, task, fit, arrays)
 
@@ -142,7 +143,7 @@ def _run_mixture(derivation: Derivation) -> None:
 
 def _run_seed(derivation: Derivation, task: str) -> None:
     """The nominal fit once more: other random numbers, the same events and constraint."""
-    densities = _fresh_densities(derivation, task) if derivation.config.map.by_likelihood else None
+    densities = _fresh_densities(derivation, task)[1] if derivation.config.map.by_likelihood else None
     _fit_maps(derivation, task, derivation.simulation, derivation.data, "composition", densities)
 
 
@@ -156,15 +157,15 @@ def _run_family(derivation: Derivation, name: str) -> None:
 
 
 def _run_replica(derivation: Derivation, index: int) -> None:
-    """Replica ``index``, started from the nominal maps."""
+    """Replica ``index``: the last leg of the nominal fit once more, with its random numbers."""
     bulk, start = f"bulk-{index}", derivation.mixture()
     densities = derivation.densities(bulk) if derivation.config.map.by_likelihood else None
     _fit_maps(derivation, f"replica-{index}", *derivation.resampled(index), bulk, densities, start)
 
 
 def _like(task: str) -> str:
-    """The task whose random numbers a task has: families differ from the nominal maps by nothing else."""
-    return "mixture" if task.startswith("family-") else task
+    """The task whose random numbers a task has: families and replicas draw those of the nominal maps."""
+    return "mixture" if task.startswith(("family-", "replica-")) else task
 
 
 def _fit_maps(
@@ -177,20 +178,23 @@ def _fit_maps(
     start: MixtureFit | None = None,
 ) -> None:
     """Maps and fractions near those of the task ``bulk``; a fit by likelihood needs densities."""
-    config = derivation.config
+    random = derivation.generator(f"last leg of {_like(task)}")
     fit = fit_maps(
         simulation=simulation,
         data=data,
         densities=densities,
         constraint=derivation.constraint(bulk),
-        config=config,
+        config=derivation.config,
         generator=derivation.generator(_like(task)),
+        last_leg=LastLeg(derivation.config.bootstrap_steps, random),
         start=start,
-        steps=config.map.steps if start is None else config.bootstrap_steps,
         identities=derivation.undetermined(),
         pt_shape=derivation.composition(bulk).pt_shape,
     )
-    write_arrays(derivation.path(task), {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")})
+    arrays = {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")}
+    if task == "mixture" and fit.halfway is not None:
+        arrays |= fit.halfway.arrays()
+    write_arrays(derivation.path(task), arrays)
 
 
 def fit_maps(
@@ -200,15 +204,16 @@ def fit_maps(
     constraint: CompositionPrior,
     config: CalibrationConfig,
     generator: torch.Generator,
-    start: MixtureFit | None,
-    steps: int,
-    identities: Sequence[int],
+    last_leg: LastLeg | None = None,
+    start: MixtureFit | None = None,
+    identities: Sequence[int] = (),
     pt_shape: PtShape | None = None,
 ) -> MixtureFit:
     """Maps and fractions, by likelihood where ``densities`` are given, else by the composition's distance.
 
     ``constraint`` is what the bulk says of the fractions, ``pt_shape`` how it lets them vary with pT; the
-    maps of the flavours ``identities`` stay.
+    maps of the flavours ``identities`` stay. With ``start``, a fit of the same kind, only the ``last_leg`` of
+    the fit by likelihood is done again; the one by distance goes on from there for ``bootstrap_steps``.
     """
     if densities is not None:
         kept = simulation.rows(simulation.weight != 0)
@@ -219,8 +224,8 @@ def fit_maps(
             constraint,
             config.map,
             generator,
-            start=start,
-            steps=steps,
+            last_leg,
+            resumed=None if start is None else start.halfway,
             identities=identities,
         )
     width = simulation.coordinates.shape[1]
@@ -230,6 +235,7 @@ def fit_maps(
     for flavour in identities:
         maps.of(flavour).requires_grad_(requires_grad=False)
     # The bulk fit's batches: a distance costs their square.
+    steps = config.map.steps if start is None else config.bootstrap_steps
     schedule = DistanceSchedule(steps, config.composition.batch_size, config.map.learning_rate)
     by_distance = fit_by_distance(
         simulation=simulation if pt_shape is None else pt_shape.weighted(simulation),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfcal.config.calibration import MapConfig
 from selfcal.data.flavours import FLAVOURS
@@ -51,12 +53,63 @@ class KinematicFractions:
         return result if self.pt_shape is None else result + self.pt_shape.ratio(sample).log()
 
 
+PARTS = ("value", "mean", "mean_square")
+"""What is kept of every fitted parameter."""
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """Where a fit was when its last leg began: enough to run that leg again, with other weights of the jets.
+
+    Attributes
+    ----------
+    step : steps that were done
+    log_start : (R, F) logarithm of the fractions that the fit had started from
+    parameters : (value, mean and mean square of its gradients in Adam) of everything that is fitted
+    """
+
+    step: int
+    log_start: Float[Tensor, "regions flavours"]
+    parameters: Sequence[tuple[Tensor, Tensor, Tensor]]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As arrays of one file, from which :meth:`from_arrays` makes it again."""
+        found = {"halfway.step": np.array([self.step]), "halfway.log_start": self.log_start.numpy()}
+        for index, parameter in enumerate(self.parameters):
+            for part, value in zip(PARTS, parameter, strict=True):
+                found[f"halfway.{index}.{part}"] = value.numpy()
+        return found
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Halfway | None:
+        """None if ``arrays`` hold no such state."""
+        if "halfway.step" not in arrays:
+            return None
+        count = sum(name.startswith("halfway.") and name.endswith(PARTS[0]) for name in arrays)
+
+        def parameter(index: int) -> tuple[Tensor, Tensor, Tensor]:
+            value, mean, square = (torch.from_numpy(arrays[f"halfway.{index}.{part}"]) for part in PARTS)
+            return value, mean, square
+
+        log_start = torch.from_numpy(arrays["halfway.log_start"])
+        return cls(int(arrays["halfway.step"][0]), log_start, [parameter(index) for index in range(count)])
+
+
+@dataclass(frozen=True)
+class LastLeg:
+    """The last ``steps`` of a fit, whose minibatches ``generator`` draws."""
+
+    steps: int
+    generator: torch.Generator
+
+
 @dataclass(frozen=True)
 class MixtureFit:
-    """Maps and fractions at the maximum of the mixture likelihood."""
+    """Maps and fractions at the maximum of the mixture likelihood, and the fit before its last leg."""
 
     maps: FlavourMaps
     fractions: Float[Tensor, "regions flavours"]
+    halfway: Halfway | None = None
 
 
 def mixture_log_density(
@@ -82,6 +135,18 @@ def displacement_price(config: MapConfig, coordinates: int) -> float:
     return 0.5 * config.displacement_weight / (coordinates * config.displacement_scale**2)
 
 
+RISE = 0.1
+"""Share of the steps in which the learning rate rises."""
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Learning rate relative to its maximum: up in the first ``RISE`` of the steps, then a cosine to zero."""
+    rising = RISE * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+
+
 def fit_mixture(
     data: Sample,
     densities: BaseDensities,
@@ -89,8 +154,8 @@ def fit_mixture(
     constraint: CompositionPrior,
     config: MapConfig,
     generator: torch.Generator,
-    start: MixtureFit | None = None,
-    steps: int | None = None,
+    last_leg: LastLeg | None = None,
+    resumed: Halfway | None = None,
     progress: Callable[[int], None] = lambda _: None,
     identities: Sequence[int] = (),
 ) -> MixtureFit:
@@ -103,29 +168,36 @@ def fit_mixture(
     displacement cost runs over data with the (fixed) probability of being of flavour f; it is of the splines
     alone with ``displacement_on: splines``. The maps of the flavours ``identities`` (indices) are not fitted.
 
+    Adam does ``config.steps``, at the rate of :func:`one_cycle`. A ``last_leg``, some of these steps, has a
+    cycle of its own. The fit remembers where it began, and a fit that is ``resumed`` there does nothing else:
+    with the same weights, densities, constraint and random numbers it ends at the very same maps, and what
+    differs in a bootstrap replica is what the resampled events do, without the noise of the minibatches.
+
     Raises
     ------
     FitError
         If the likelihood stops being finite.
     """
-    steps = config.steps if steps is None else steps
-    data = data.rows(data.weight != 0)
-    composition = Composition(constraint.fractions if start is None else start.fractions)
+    composition = Composition(constraint.fractions)
     maps = build_maps(config, data.coordinates.shape[1], CONDITIONS)
-    if start is not None:
-        maps.load_state_dict(start.maps.state_dict())
     log_prior = kinematic_fractions.log_prior(data)
     for flavour in identities:
         maps.of(flavour).requires_grad_(requires_grad=False)
-    fitted = (p for p in maps.parameters() if p.requires_grad)
-    parameters = [*composition.parameters(), *fitted]
+    parameters = [*composition.parameters(), *(p for p in maps.parameters() if p.requires_grad)]
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=0.1
-    )
     total = float(data.weight.sum())
     price = displacement_price(config, data.coordinates.shape[1])
-    for step in range(steps):
+    turn = config.steps if last_leg is None else max(config.steps - last_leg.steps, 0)
+    if resumed is not None:
+        composition.get_buffer("log_start").copy_(resumed.log_start)
+        _take_up(optimiser, parameters, resumed)
+    halfway = resumed
+    for step in range(0 if resumed is None else resumed.step, config.steps):
+        if step == turn and last_leg is not None:
+            generator = last_leg.generator
+            halfway = _remembered(optimiser, parameters, composition, step)
+        begun, ends = (0, turn) if step < turn else (turn, config.steps)
+        rate = one_cycle(step - begun, ends - begun)
         rows = torch.randint(len(data), (min(config.batch_size, len(data)),), generator=generator)
         batch = data.rows(rows)
         fractions = composition()
@@ -138,10 +210,37 @@ def fit_mixture(
         loss = prior / total - log_likelihood
         if not torch.isfinite(loss):
             raise FitError("the mixture likelihood is not finite", where=f"step {step}")
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * rate
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        schedule.step()
         progress(step + 1)
-    return MixtureFit(maps.requires_grad_(requires_grad=False), composition().detach())
+    return MixtureFit(maps.requires_grad_(requires_grad=False), composition().detach(), halfway)
+
+
+def _remembered(
+    optimiser: torch.optim.Adam, parameters: Sequence[nn.Parameter], composition: Composition, step: int
+) -> Halfway:
+    def moment(parameter: nn.Parameter, name: str) -> Tensor:
+        found = optimiser.state[parameter].get(name)
+        return torch.zeros_like(parameter) if found is None else found.clone()
+
+    return Halfway(
+        step,
+        composition.get_buffer("log_start").clone(),
+        [(p.detach().clone(), moment(p, "exp_avg"), moment(p, "exp_avg_sq")) for p in parameters],
+    )
+
+
+def _take_up(optimiser: torch.optim.Adam, parameters: Sequence[nn.Parameter], halfway: Halfway) -> None:
+    with torch.no_grad():
+        for parameter, (value, mean, mean_square) in zip(parameters, halfway.parameters, strict=True):
+            parameter.copy_(value)
+            if halfway.step:
+                optimiser.state[parameter] = {
+                    "step": torch.tensor(float(halfway.step)),
+                    "exp_avg": mean.clone(),
+                    "exp_avg_sq": mean_square.clone(),
+                }

@@ -20,7 +20,7 @@ from selfcal.transport import derivation_tasks
 from selfcal.transport.calibration import Calibration, collect, load_calibration, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation, write_inputs
-from selfcal.transport.derivation_tasks import derive, run_tasks
+from selfcal.transport.derivation_tasks import derive, run_task, run_tasks
 from selfcal.transport.kinematics import kinematic_weights
 from selfcal.transport.mixture import KinematicFractions
 from selfcal.transport.optimality import displacement_table
@@ -124,6 +124,32 @@ def test_numbers_depend_neither_on_a_killed_process_nor_on_how_many_there_are(
         read_arrays(resumed.path("replica-0"))["fractions"],
         read_arrays(resumed.path("replica-1"))["fractions"],
     )
+
+
+def test_a_replica_of_the_very_same_events_is_the_nominal_fit(
+    derived: tuple[Derivation, ScoreFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What replicas differ by is their events and priors alone: densities and maps, to the last bit."""
+    nominal = derived[0]
+    for task in ("inputs", "composition", "densities", "identifiability", "mixture"):
+        (tmp_path / f"{task}.safetensors").write_bytes(nominal.path(task).read_bytes())
+    (tmp_path / "config.json").write_bytes((nominal.folder / "config.json").read_bytes())
+    constraint = nominal.constraint()
+    with monkeypatch.context() as patch:
+        patch.setattr(Derivation, "resampled", lambda self, index: (self.simulation, self.data))
+        patch.setattr(Derivation, "constraint", lambda self, task: constraint)
+        for task in ("bulk-0", "replica-0"):
+            run_task(tmp_path, task)
+    same = Derivation.open(tmp_path)
+    expected, first = nominal.densities(), nominal.first_densities()
+    assert all(map(torch.equal, same.densities("bulk-0").parameters(), expected.parameters()))
+    assert not all(map(torch.equal, first.parameters(), expected.parameters()))
+    for found, wanted in zip(
+        same.mixture("replica-0").maps.parameters(), nominal.mixture().maps.parameters(), strict=True
+    ):
+        assert torch.equal(found, wanted)
+    assert torch.equal(same.mixture("replica-0").fractions, nominal.mixture().fractions)
+    assert not torch.equal(nominal.mixture("replica-0").fractions, nominal.mixture().fractions)
 
 
 def test_other_inputs_get_another_folder(world: SyntheticWorld, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,15 +11,18 @@ import torch
 from selfcal.config.calibration import BaseDensityConfig, MapConfig
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
-from selfcal.transport.base_density import BaseDensities, fit_base_densities
+from selfcal.transport.base_density import BaseDensities, continue_base_densities, fit_base_densities
 from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.kinematics import fit_logistic, log_probability, smooth_features
 from selfcal.transport.mixture import (
+    Halfway,
     KinematicFractions,
+    LastLeg,
     displacement_price,
     fit_mixture,
     mixture_log_density,
+    one_cycle,
 )
 from selfcal.transport.sample import Sample, simulated_fractions
 
@@ -89,11 +93,11 @@ def test_fractions_at_fixed_maps_obey_the_equation_of_the_maximum(densities: Bas
     prior = CompositionPrior(equal, 0.4 * equal)
     simulation = sample_of(800, 3)
     kinematics = KinematicFractions(simulation, simulated_fractions(simulation, R))
-    config = MapConfig(family="identity", batch_size=800, learning_rate=3e-2)
+    config = MapConfig(family="identity", batch_size=800, learning_rate=3e-2, steps=250)
     steps: list[int] = []
     found = fit_mixture(
         data, densities, kinematics, prior, config, torch.Generator().manual_seed(6),
-        steps=250, progress=steps.append, identities=range(F),
+        progress=steps.append, identities=range(F),
     )  # fmt: skip
     assert steps == list(range(1, 251))
     assert torch.allclose(found.fractions.sum(1), torch.ones(R, dtype=torch.float64))
@@ -110,15 +114,56 @@ def test_fractions_at_fixed_maps_obey_the_equation_of_the_maximum(densities: Bas
             assert limits[0] <= float(slope.abs().max() / data.weight[rows].sum()) < limits[1]
 
 
+@pytest.mark.parametrize(("steps", "turn"), [(5, 7), (12, 0), (40, 0)])
+def test_the_last_leg_done_again_ends_where_it_ended(densities: BaseDensities, steps: int, turn: int) -> None:
+    """With everything the same, to the last bit; with other weights or other draws, elsewhere."""
+    data, simulation = sample_of(300, 2), sample_of(300, 3)
+    prior = CompositionPrior(DRAWN, 0.2 * DRAWN)
+    kinematics = KinematicFractions(simulation, simulated_fractions(simulation, R))
+    config = MapConfig(hidden_width=8, spline_bins=4, steps=12, batch_size=64)
+
+    def fit(jets: Sample, seed: int = 2, resumed: Halfway | None = None) -> list[torch.Tensor]:
+        torch.manual_seed(8)
+        leg = LastLeg(steps, torch.Generator().manual_seed(seed))
+        first = torch.Generator().manual_seed(1)
+        done: list[int] = []
+        fitted = fit_mixture(
+            jets, densities, kinematics, prior, config, first, leg, resumed, done.append, identities=[3]
+        )
+        assert fitted.halfway is not None
+        assert done == list(range(1 + (0 if resumed is None else resumed.step), 13))
+        states.append(fitted.halfway)
+        return [fitted.fractions, *fitted.maps.state_dict().values()]
+
+    states: list[Halfway] = []
+    nominal = fit(data)
+    assert states[0].step == turn
+    kept = Halfway.from_arrays(states[0].arrays())
+    again = fit(data, resumed=kept)
+    assert all(map(torch.equal, nominal, again))
+    assert all(map(torch.equal, nominal, fit(data, resumed=states[1])))
+    lighter = data.weighted(torch.linspace(0.0, 2.0, 300, dtype=torch.float64))
+    assert not torch.equal(fit(lighter, resumed=kept)[0], nominal[0])
+    assert not torch.equal(fit(data, seed=9, resumed=kept)[0], nominal[0])
+
+
+def test_the_rate_of_a_fit_rises_and_falls_to_zero() -> None:
+    """Up in a tenth of the steps, then (1 + cos φ) / 2 with φ from 0 to π."""
+    rates = [one_cycle(step, 100) for step in range(101)]
+    assert rates[:11] == pytest.approx([*((step + 1) / 11 for step in range(10)), 1.0])
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+
+
 def test_a_likelihood_that_is_no_number_is_an_error(densities: BaseDensities) -> None:
     data = sample_of(100, 2)
     prior = CompositionPrior(DRAWN, 0.2 * DRAWN)
     kinematics = KinematicFractions(data, simulated_fractions(data, R))
     broken = replace(data, coordinates=data.coordinates * float("nan"))
+    identity = MapConfig(family="identity", steps=2)
     with pytest.raises(FitError, match="the mixture likelihood is not finite") as caught:
-        fit_mixture(
-            broken, densities, kinematics, prior, MapConfig(family="identity"), torch.Generator(), steps=2
-        )
+        fit_mixture(broken, densities, kinematics, prior, identity, torch.Generator())
     assert caught.value.where == "step 0"
 
 
@@ -155,17 +200,20 @@ def test_fractions_of_the_simulation_come_back_from_their_spectra() -> None:
 
 def test_a_density_that_goes_on_learns_at_three_tenths_of_the_rate() -> None:
     """A first step of Adam is as long as its learning rate, whatever the slope."""
-    config = BaseDensityConfig(hidden_width=8, transforms=1, learning_rate=1e-2, batch_size=50)
+    config = BaseDensityConfig(hidden_width=8, transforms=1, learning_rate=1e-2, batch_size=50, steps=1)
     simulation = sample_of(1000, 11)
     torch.manual_seed(12)
     first = BaseDensities(D, R, config)
-    moved = []
-    for start in (None, first):
-        torch.manual_seed(12)
-        found = fit_base_densities(simulation, R, config, torch.Generator().manual_seed(1), start, steps=1)
-        pairs = zip(found.parameters(), first.parameters(), strict=True)
-        moved.append(max(float((after - before).detach().abs().max()) for after, before in pairs))
+    before = [p.detach().clone() for p in first.parameters()]
+    torch.manual_seed(12)
+    found = fit_base_densities(simulation, R, config, torch.Generator().manual_seed(1))
+    again = continue_base_densities(first, simulation, config, 1, torch.Generator().manual_seed(1))
+    moved = [
+        max(float((a - b).detach().abs().max()) for a, b in zip(after.parameters(), before, strict=True))
+        for after in (found, again)
+    ]
     assert moved[1] / moved[0] == pytest.approx(0.3, rel=1e-3)
+    assert all(map(torch.equal, first.parameters(), before))
     few = simulation.rows(torch.arange(60))
     with pytest.raises(FitError, match=r"only \d+ simulated b jets"):
         fit_base_densities(few, R, config, torch.Generator())
