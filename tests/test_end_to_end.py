@@ -25,10 +25,15 @@ from safetensors.numpy import load_file
 import selfcal as selfcal_package
 from bench.map_convergence import refit_map
 from bench.refit import refit
+from bench.replicas import Efficiencies, compare
+from selfcal.config.loading import load_run
 from selfcal.errors import ConfigError
+from selfcal.run.progress import SilentReporter
+from selfcal.study.execution import context_of
+from selfcal.transport.calibration import load_calibration
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import run_task
-from selfcal.transport.families import with_map
+from selfcal.transport.families import with_settings
 
 SETTINGS = """
 training: {epochs: 3, batch_size: 128}
@@ -130,11 +135,30 @@ def test_maps_with_more_steps_are_more_likely_and_the_run_is_left_alone(run: Pat
             refit_map(run, (refused,))
 
 
+def test_replicas_beside_whole_fits_are_those_of_the_run(run: Path) -> None:
+    """By the run's own file of maps; a whole fit of the same events ends elsewhere."""
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    found = compare(run, 2)
+    context = context_of(load_run([run / "config.resolved.yaml"]), run, SilentReporter())
+    calibration = load_calibration(run / "results" / "map")
+    efficiencies = Efficiencies(context, calibration)
+    nominal = efficiencies.of(calibration.nominal)
+    assert found.names[0] == "b 85%"
+    assert nominal[0] == pytest.approx(0.85, abs=0.1)
+    for shift, maps in zip(found.replicas, calibration.replicas, strict=True):
+        np.testing.assert_allclose(shift, efficiencies.of(maps) / nominal - 1, rtol=1e-9, atol=1e-12)
+    assert np.isfinite(found.whole).all()
+    assert not np.allclose(found.whole, found.replicas)
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare(run, 99)
+
+
 def test_the_fit_of_a_map_does_not_depend_on_where_it_is_done(run: Path, tmp_path: Path) -> None:
     """What the run's own process fitted comes back from its settings in another folder, to the last digit."""
     (folder,) = (run / "checkpoints" / "derivation").iterdir()
     derivation = Derivation.open(folder)
-    again = with_map(derivation, tmp_path, derivation.config.map)
+    again = with_settings(derivation, tmp_path, derivation.config)
     run_task(again, "mixture")
     found, expected = Derivation.open(again).mixture(), derivation.mixture()
     assert torch.equal(found.fractions, expected.fractions)

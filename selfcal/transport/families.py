@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selfcal.config.calibration import MapConfig
+from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.evaluation import Family
 from selfcal.run.atomic import write_text
 from selfcal.transport.choice import map_config
@@ -15,24 +15,23 @@ from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import missing_tasks, run_tasks
 
 
-def with_map(source: Derivation, scratch: Path, config: MapConfig) -> Path:
-    """The folder of a derivation that differs from ``source`` in its map alone; returns that folder.
+def with_settings(source: Derivation, scratch: Path, config: CalibrationConfig) -> Path:
+    """The folder of a derivation with ``config``, which fits its maps otherwise than ``source`` and no more.
 
     Inputs and the finished tasks that the map has no part in are shared with ``source`` as hard links.
     """
-    changed = source.config.model_copy(update={"map": config})
-    digest = hashlib.sha256(f"{source.folder.name} {changed.map.model_dump_json()}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{source.folder.name} {config.model_dump_json()}".encode()).hexdigest()
     folder = scratch / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     shared = ["inputs", "composition", "densities", "identifiability"]
     # Replicas of a map fitted by distance come without densities of their own.
-    if source.config.map.by_likelihood or not config.by_likelihood:
+    if source.config.map.by_likelihood or not config.map.by_likelihood:
         shared += [f"bulk-{index}" for index in range(source.config.bootstraps)]
     for task in shared:
         target = folder / source.path(task).name
         if not target.exists():
             os.link(source.path(task), target)
-    write_text(folder / "config.json", changed.model_dump_json())
+    write_text(folder / "config.json", config.model_dump_json())
     return folder
 
 
@@ -54,8 +53,11 @@ def derive_families(
     FitError
         If a fit does not converge.
     """
-    base = source.config.map
-    folders = {name: with_map(source, scratch / name, map_config(name, base)) for name in families}
+    settings = {
+        name: source.config.model_copy(update={"map": map_config(name, source.config.map)})
+        for name in families
+    }
+    folders = {name: with_settings(source, scratch / name, settings[name]) for name in families}
     bulk, count = range(source.config.bootstraps), range(min(replicas, source.config.bootstraps))
     waves = [
         [(folder, f"bulk-{index}") for folder in folders.values() for index in bulk],
