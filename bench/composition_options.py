@@ -40,7 +40,7 @@ from selfcal.tagger.bundle import load_bundle
 from selfcal.training.scores_stage import score_card, scorer_of
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
-from selfcal.transport.derivation import Derivation, write_inputs
+from selfcal.transport.derivation import LAYOUT, Derivation, write_inputs
 from selfcal.transport.derivation_tasks import run_task
 from selfcal.transport.sample import Sample, build_sample, simulated_fractions
 
@@ -157,7 +157,10 @@ def main() -> None:
                     frame = ScoreFrame.from_jets(concatenate(list(jets["simulation"].values())))
                     regions = control_regions(context)
                     samples = {role: build_sample(parts, regions, frame) for role, parts in jets.items()}
-                scratch, densities = arguments.out / "scratch", arguments.out / "densities.safetensors"
+                scratch, densities = (
+                    arguments.out / "scratch",
+                    arguments.out / f"densities-{LAYOUT}.safetensors",
+                )
                 derivation = derived_fractions(context, samples, option, scratch, densities)
                 write_json(target, table(context, derivation))
             found = read_json(target)["summary"]

@@ -27,7 +27,7 @@ from selfcal.training.calibrate_stage import control_scores
 from selfcal.transport.calibration import load_calibration
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import run_task
-from selfcal.transport.families import with_settings
+from selfcal.transport.families import with_other_maps
 from selfcal.transport.mixture import mixture_log_density
 from selfcal.transport.sample import Sample, build_sample
 
@@ -69,7 +69,7 @@ def refit_map(path: Path, assignments: tuple[str, ...] = ()) -> Fitted:
     densities, fit = derivation.densities(), derivation.mixture()
     if wanted.map != derivation.config.map:
         with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-            folder = with_settings(derivation, Path(temporary), wanted)
+            folder = with_other_maps(derivation, Path(temporary), wanted)
             run_task(folder, "mixture")
             fit = Derivation.open(folder).mixture()
     unseen = build_sample(

@@ -6,8 +6,8 @@ A replica does the last ``calibration.bootstrap_steps`` of the nominal fit again
 ``calibration.map.steps`` are done again, with the densities and fractions of the same replica: same events,
 same priors. For every flavour and working point the table has the spread of the efficiency in the flavour's
 reference region over replicas and over whole fits, their correlation, and the slope of the former on the
-latter: one where a replica forgets the nominal fit, zero where it forgets nothing. Nothing is left in the
-run's folder.
+latter: zero where a replica forgets nothing of the nominal fit, and one where it forgets all of it, less by
+what the minibatches of a whole fit scatter. Nothing is left in the run's folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from selfcal.training.calibrate_stage import control_scores
 from selfcal.transport.calibration import Calibration, load_calibration
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import run_task
-from selfcal.transport.families import with_settings
+from selfcal.transport.families import with_other_maps
 from selfcal.transport.maps import FlavourMaps
 
 WORKING_POINTS = (0.85, 0.77)
@@ -67,11 +67,11 @@ class Efficiencies:
         self.context, self.calibration = context, calibration
         binning = measure_fold(context, calibration.regions).binning
         edges = dict(zip(binning.working_points, binning.discriminant_edges, strict=True))
-        self.cuts = [(wp, float(edges[wp])) for wp in WORKING_POINTS]
+        self.cuts = [(wp, float(edges[wp])) for wp in WORKING_POINTS if wp in edges]
         references = {str(name): region for name, region in context.config.fit.reference_regions.items()}
         self.jets = {}
         for index, name in enumerate(FLAVOURS):
-            if references.get(name) in calibration.regions:
+            if references.get(name) in calibration.regions and name not in calibration.extrapolated:
                 jets = control_scores(context, "simulation", references[name], UNTRAINED)
                 self.jets[name] = jets.select(jets.flavour == index)
 
@@ -133,16 +133,16 @@ def compare(path: Path, count: int) -> Compared:
     efficiencies = Efficiencies(context, calibration)
     tasks = [f"replica-{index}" for index in range(count)]
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-        again = with_settings(derivation, Path(temporary) / "again", settings)
+        again = with_other_maps(derivation, Path(temporary) / "again", settings)
         os.link(derivation.path("mixture"), again / derivation.path("mixture").name)
-        of_replica = _timed(again, tasks)
+        of_replica = _timed(again, tasks[:1])
         every = settings.model_copy(update={"bootstrap_steps": settings.map.steps})
-        whole = with_settings(derivation, Path(temporary) / "whole", every)
+        whole = with_other_maps(derivation, Path(temporary) / "whole", every)
         run_task(whole, "mixture")
         of_whole = _timed(whole, tasks)
         return Compared(
             efficiencies.names,
-            _shifts(efficiencies, Derivation.open(again), count),
+            _shifts(efficiencies, derivation, count),
             _shifts(efficiencies, Derivation.open(whole), count),
             (of_replica, of_whole),
         )

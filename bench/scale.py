@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "name": "scale",
     "training": {"epochs": 2},
     "tagger": {"width": 16, "layers": 1, "heads": 2, "feedforward_width": 32, "latent": 16},
-    "calibration": {"bootstraps": 2, "bootstrap_steps": 30, "joint": {"enabled": False}},
+    "calibration": {"bootstraps": 2, "joint": {"enabled": False}},
     "fit": {"working_points": [0.60, 0.70, 0.77, 0.85, 0.92, 0.98]},
 }
 """A small tagger, because its size does not change the memory; training sees one jet in a hundred."""

@@ -33,7 +33,7 @@ from selfcal.study.execution import context_of
 from selfcal.transport.calibration import load_calibration
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import run_task
-from selfcal.transport.families import with_settings
+from selfcal.transport.families import with_other_maps
 
 SETTINGS = """
 training: {epochs: 3, batch_size: 128}
@@ -158,7 +158,7 @@ def test_the_fit_of_a_map_does_not_depend_on_where_it_is_done(run: Path, tmp_pat
     """What the run's own process fitted comes back from its settings in another folder, to the last digit."""
     (folder,) = (run / "checkpoints" / "derivation").iterdir()
     derivation = Derivation.open(folder)
-    again = with_settings(derivation, tmp_path, derivation.config)
+    again = with_other_maps(derivation, tmp_path, derivation.config)
     run_task(again, "mixture")
     found, expected = Derivation.open(again).mixture(), derivation.mixture()
     assert torch.equal(found.fractions, expected.fractions)

@@ -92,7 +92,8 @@ class BaseDensityConfig(Configured):
     """The simulation's density p(z | pT, |eta|) of each flavour.
 
     ``steps`` at most: the fit of a flavour ends when a fifth of its jets (4,096 at most), set aside, no
-    longer gains. Then come ``bootstrap_steps`` with all jets, at three tenths of the rate.
+    longer gains. Then come ``bootstrap_steps`` with all jets, at three tenths of the rate, but no more than
+    half as many as before.
     """
 
     transforms: PositiveInt = 3
@@ -106,10 +107,12 @@ class BaseDensityConfig(Configured):
 class CalibrationConfig(Configured):
     """Stages 1 and 3: composition, then map, then bootstrap replicas.
 
-    The last ``bootstrap_steps`` of densities and maps are what every replica does again with its own events,
-    from the same optimiser's state and with the same minibatches; maps start a new cycle of their learning
-    rate there. The fewer, the less a replica forgets of the nominal fit. Fits by a distance go on from the
-    nominal one for as many steps.
+    The fits of densities and maps end with a leg of ``bootstrap_steps``: on top of the densities' steps (see
+    there), and among those of the maps (all of them, if they are no more), with a learning rate that rises
+    and falls once more. This leg is what every replica does again with its own events, from where the nominal
+    fit began it and with the same minibatches; the shorter, the less a replica forgets of that fit. The
+    composition, and maps that are fitted by a distance, go on from the nominal fit for as many steps. With
+    ``composition.by: likelihood`` replicas do all steps of the maps.
 
     ``seeds`` is the number of further fits of densities and maps that start from other initial weights:
     their spread is an uncertainty of the map. So is what maps of other ``families`` differ by.

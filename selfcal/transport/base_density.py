@@ -21,8 +21,11 @@ class BaseDensities(nn.Module):
     """p_rf(u | c): one conditional neural spline flow (zuko) per flavour, the region as context.
 
     The region enters because jets of one flavour differ from region to region
-    already in simulation; what regions share is the map, not the density.
+    already in simulation; what regions share is the map, not the density. ``fitted_steps`` (F,) is after how
+    many steps the jets that were set aside no longer gained, per flavour.
     """
+
+    fitted_steps: Int[Tensor, " flavours"]
 
     def __init__(self, coordinates: int, regions: int, config: BaseDensityConfig) -> None:
         super().__init__()
@@ -38,6 +41,7 @@ class BaseDensities(nn.Module):
             )
             for _ in FLAVOURS
         ).double()
+        self.register_buffer("fitted_steps", torch.zeros(len(FLAVOURS), dtype=torch.int64))
 
     def log_prob(
         self,
@@ -57,6 +61,9 @@ SET_ASIDE = 0.2
 
 SET_ASIDE_MAX = 4096
 """No more jets than this are set aside."""
+
+SHARE_AGAIN = 0.5
+"""Steps with all jets, at most, relative to those before."""
 
 RATE_AGAIN = 0.3
 """Learning rate with all jets, relative to the rate before."""
@@ -82,7 +89,8 @@ def fit_base_densities(
         order = torch.randperm(len(sample), generator=generator)
         number = min(int(SET_ASIDE * len(sample)), SET_ASIDE_MAX)
         fitted, aside = sample.rows(order[number:]), sample.rows(order[:number])
-        _fit_flow(densities, index, fitted, aside, config.batch_size, schedule, generator)
+        steps = _fit_flow(densities, index, fitted, aside, config.batch_size, schedule, generator)
+        densities.fitted_steps[index] = steps
     return densities.requires_grad_(requires_grad=False)
 
 
@@ -95,6 +103,9 @@ def continue_base_densities(
 ) -> BaseDensities:
     """Densities after ``steps`` more with all jets, at ``RATE_AGAIN`` of the rate; ``start`` stays as it is.
 
+    But for no more than ``SHARE_AGAIN`` of the steps that a flavour has had: more would overfit it, which the
+    jets set aside had stopped.
+
     Raises
     ------
     FitError
@@ -102,8 +113,9 @@ def continue_base_densities(
     """
     densities = BaseDensities(simulation.coordinates.shape[1], start.regions, config)
     densities.load_state_dict(start.state_dict())
-    schedule = StoppedSchedule(steps, RATE_AGAIN * config.learning_rate)
     for index, sample in enumerate(_by_flavour(simulation)):
+        again = min(steps, int(SHARE_AGAIN * start.fitted_steps[index]))
+        schedule = StoppedSchedule(again, RATE_AGAIN * config.learning_rate)
         _fit_flow(densities, index, sample, None, config.batch_size, schedule, generator)
     return densities.requires_grad_(requires_grad=False)
 
@@ -128,7 +140,7 @@ def _fit_flow(
     batch_size: int,
     schedule: StoppedSchedule,
     generator: torch.Generator,
-) -> None:
+) -> int:
     size, mean_weight = min(batch_size, len(sample)), sample.weight.mean()
 
     def loss(step: int) -> Tensor:
@@ -140,7 +152,7 @@ def _fit_flow(
 
     parameters = list(densities.flows[index].parameters())
     loss_aside = None if aside is None else partial(_minus_log_likelihood, densities, index, aside)
-    stopped_descent(parameters, loss, schedule, loss_aside)
+    return stopped_descent(parameters, loss, schedule, loss_aside)
 
 
 def _minus_log_likelihood(densities: BaseDensities, index: int, sample: Sample) -> Tensor:

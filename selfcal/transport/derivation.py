@@ -34,7 +34,7 @@ from selfcal.transport.identifiability import (
     prior_widths,
 )
 from selfcal.transport.maps import FlavourMaps
-from selfcal.transport.mixture import Halfway, KinematicFractions, MixtureFit
+from selfcal.transport.mixture import KinematicFractions, LegState, MixtureFit
 from selfcal.transport.pt_fractions import PtShape
 from selfcal.transport.region_dependence import RegionDependence
 from selfcal.transport.sample import Sample, simulated_fractions
@@ -42,7 +42,7 @@ from selfcal.transport.sample import Sample, simulated_fractions
 INFORMATION_JETS = 20_000
 """Jets of data from which the information is estimated, and scaled to all of them."""
 
-LAYOUT = 2
+LAYOUT = 3
 """What tasks leave in their files; those of another layout are not taken up."""
 
 SAMPLE_FIELDS = tuple(Sample.__dataclass_fields__)
@@ -192,6 +192,16 @@ class Derivation:
         _restore(densities, read_arrays(self.path(task)), prefix)
         return densities
 
+    @property
+    def last_leg_steps(self) -> int:
+        """Steps of the map's fit that replicas do again.
+
+        All of them where the priors decide on the fractions with the map (``composition.by: likelihood``): a
+        part of them does not forget the nominal fit's.
+        """
+        by_priors = self.config.composition.by == "likelihood"
+        return self.config.map.steps if by_priors else self.config.bootstrap_steps
+
     def first_densities(self) -> BaseDensities:
         """The nominal densities before their last leg."""
         return self._densities("densities", "first.")
@@ -206,7 +216,7 @@ class Derivation:
         arrays = read_arrays(self.path(task))
         maps = build_maps(self.map_config_of(task), self.simulation.coordinates.shape[1], CONDITIONS)
         _restore(maps, arrays, "map.")
-        return MixtureFit(maps, torch.from_numpy(arrays["fractions"]), Halfway.from_arrays(arrays))
+        return MixtureFit(maps, torch.from_numpy(arrays["fractions"]), LegState.from_arrays(arrays))
 
     def identifiability(self) -> Identifiability:
         """What the data can tell about fractions and maps, at the fractions of the bulk fit."""

@@ -1,25 +1,25 @@
 """Deriving composition and maps as a set of tasks, each of which leaves one file.
 
 A killed derivation continues with the tasks whose files are missing. Every task is
-seeded by its own name and runs on one thread, so the numbers depend neither on the
-number of worker processes nor on where the work was interrupted.
+seeded by its own name, or that of the nominal fit which it repeats, and runs on one thread, so the numbers
+depend neither on the number of worker processes nor on where the work was interrupted.
 
 =====================  =======================================================
 task                   leaves
 =====================  =======================================================
 composition            fractions and stiff maps, nominal
-densities              base densities, nominal
+densities              base densities, nominal, before and after their last leg
 identifiability        which flavours no region determines: their maps stay the identity
 bulk-<i>               replica i: resampled events, refitted composition and densities
-mixture                maps and fractions by likelihood, nominal
+mixture                maps and fractions by likelihood, nominal, and the fit before its last leg
 seed-<i>               the same events with other initial weights, densities and maps from scratch
 family-<name>          the same events and densities, maps of another family
 region_dependence      how much regions differ beyond pT and |eta|
-replica-<i>            replica i: maps and fractions by likelihood
+replica-<i>            replica i: maps and fractions by likelihood, their last leg done again
 =====================  =======================================================
 
 Where the map is not fitted by likelihood (``calibration.map.fit_by``), mixture, seeds and replicas minimise
-the distance of the composition instead, and the replicas need no densities of their own.
+the distance of the composition instead; replicas need no densities, and go on from the nominal fit.
 """
 
 from __future__ import annotations
@@ -157,15 +157,15 @@ def _run_family(derivation: Derivation, name: str) -> None:
 
 
 def _run_replica(derivation: Derivation, index: int) -> None:
-    """Replica ``index``: the last leg of the nominal fit once more, with its random numbers."""
+    """Replica ``index``; by likelihood the last leg of the nominal fit again, with its random numbers."""
     bulk, start = f"bulk-{index}", derivation.mixture()
     densities = derivation.densities(bulk) if derivation.config.map.by_likelihood else None
     _fit_maps(derivation, f"replica-{index}", *derivation.resampled(index), bulk, densities, start)
 
 
 def _like(task: str) -> str:
-    """The task whose random numbers a task has: families and replicas draw those of the nominal maps."""
-    return "mixture" if task.startswith(("family-", "replica-")) else task
+    """The task whose random numbers a task has: families differ from the nominal maps by nothing else."""
+    return "mixture" if task.startswith("family-") else task
 
 
 def _fit_maps(
@@ -178,7 +178,7 @@ def _fit_maps(
     start: MixtureFit | None = None,
 ) -> None:
     """Maps and fractions near those of the task ``bulk``; a fit by likelihood needs densities."""
-    random = derivation.generator(f"last leg of {_like(task)}")
+    nominal = "mixture" if start is not None else _like(task)
     fit = fit_maps(
         simulation=simulation,
         data=data,
@@ -186,14 +186,14 @@ def _fit_maps(
         constraint=derivation.constraint(bulk),
         config=derivation.config,
         generator=derivation.generator(_like(task)),
-        last_leg=LastLeg(derivation.config.bootstrap_steps, random),
+        last_leg=LastLeg(derivation.last_leg_steps, derivation.generator(f"last leg of {nominal}")),
         start=start,
         identities=derivation.undetermined(),
         pt_shape=derivation.composition(bulk).pt_shape,
     )
     arrays = {"fractions": fit.fractions.numpy(), **tensors(fit.maps, "map.")}
-    if task == "mixture" and fit.halfway is not None:
-        arrays |= fit.halfway.arrays()
+    if task == "mixture" and fit.at_last_leg is not None:
+        arrays |= fit.at_last_leg.arrays()
     write_arrays(derivation.path(task), arrays)
 
 
@@ -212,10 +212,23 @@ def fit_maps(
     """Maps and fractions, by likelihood where ``densities`` are given, else by the composition's distance.
 
     ``constraint`` is what the bulk says of the fractions, ``pt_shape`` how it lets them vary with pT; the
-    maps of the flavours ``identities`` stay. With ``start``, a fit of the same kind, only the ``last_leg`` of
-    the fit by likelihood is done again; the one by distance goes on from there for ``bootstrap_steps``.
+    maps of the flavours ``identities`` stay. With ``start``, a nominal fit of the same kind, only its
+    ``last_leg`` is done again by likelihood, without ``generator``; by distance the fit goes on from its end
+    for ``bootstrap_steps``.
+
+    Raises
+    ------
+    FitError
+        If a loss is not finite or a fit does not converge, or if ``start`` has no last leg.
     """
     if densities is not None:
+        if start is not None:
+            if last_leg is None or start.at_last_leg is None:
+                raise FitError(
+                    "the nominal fit did not keep where its last leg began",
+                    fix="derive the maps anew ('selfcal calibrate')",
+                )
+            last_leg = replace(last_leg, state=start.at_last_leg)
         kept = simulation.rows(simulation.weight != 0)
         return fit_mixture(
             data,
@@ -225,7 +238,6 @@ def fit_maps(
             config.map,
             generator,
             last_leg,
-            resumed=None if start is None else start.halfway,
             identities=identities,
         )
     width = simulation.coordinates.shape[1]

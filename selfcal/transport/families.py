@@ -9,18 +9,33 @@ from pathlib import Path
 
 from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.evaluation import Family
+from selfcal.errors import ConfigError
 from selfcal.run.atomic import write_text
 from selfcal.transport.choice import map_config
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import missing_tasks, run_tasks
 
 
-def with_settings(source: Derivation, scratch: Path, config: CalibrationConfig) -> Path:
+def with_other_maps(source: Derivation, scratch: Path, config: CalibrationConfig) -> Path:
     """The folder of a derivation with ``config``, which fits its maps otherwise than ``source`` and no more.
 
-    Inputs and the finished tasks that the map has no part in are shared with ``source`` as hard links.
+    Inputs and the finished tasks that the map has no part in are shared with ``source`` as hard links; what
+    ``bootstrap_steps`` says of them is that of ``source``.
+
+    Raises
+    ------
+    ConfigError
+        If ``config`` differs in more than ``map``, ``bootstrap_steps`` and ``workers``.
     """
-    digest = hashlib.sha256(f"{source.folder.name} {config.model_dump_json()}".encode()).hexdigest()
+    own = {name: getattr(config, name) for name in ("map", "bootstrap_steps", "workers")}
+    if source.config.model_copy(update=own) != config:
+        raise ConfigError(
+            "only the settings of the maps may differ from those of the derivation that is shared",
+            where="calibration",
+            expected=f"other values of {', '.join(own)} alone",
+        )
+    settings = config.model_dump_json(exclude={"workers"})
+    digest = hashlib.sha256(f"{source.folder.name} {settings}".encode()).hexdigest()
     folder = scratch / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     shared = ["inputs", "composition", "densities", "identifiability"]
@@ -57,7 +72,7 @@ def derive_families(
         name: source.config.model_copy(update={"map": map_config(name, source.config.map)})
         for name in families
     }
-    folders = {name: with_settings(source, scratch / name, settings[name]) for name in families}
+    folders = {name: with_other_maps(source, scratch / name, settings[name]) for name in families}
     bulk, count = range(source.config.bootstraps), range(min(replicas, source.config.bootstraps))
     waves = [
         [(folder, f"bulk-{index}") for folder in folders.values() for index in bulk],

@@ -53,13 +53,13 @@ class KinematicFractions:
         return result if self.pt_shape is None else result + self.pt_shape.ratio(sample).log()
 
 
-PARTS = ("value", "mean", "mean_square")
+_PARTS = ("value", "mean", "mean_square")
 """What is kept of every fitted parameter."""
 
 
 @dataclass(frozen=True)
-class Halfway:
-    """Where a fit was when its last leg began: enough to run that leg again, with other weights of the jets.
+class LegState:
+    """Where a fit was when its last leg began: enough to do that leg again, with other weights of the jets.
 
     Attributes
     ----------
@@ -74,33 +74,34 @@ class Halfway:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As arrays of one file, from which :meth:`from_arrays` makes it again."""
-        found = {"halfway.step": np.array([self.step]), "halfway.log_start": self.log_start.numpy()}
+        found = {"last_leg.step": np.array([self.step]), "last_leg.log_start": self.log_start.numpy()}
         for index, parameter in enumerate(self.parameters):
-            for part, value in zip(PARTS, parameter, strict=True):
-                found[f"halfway.{index}.{part}"] = value.numpy()
+            for part, value in zip(_PARTS, parameter, strict=True):
+                found[f"last_leg.{index}.{part}"] = value.numpy()
         return found
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Halfway | None:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> LegState | None:
         """None if ``arrays`` hold no such state."""
-        if "halfway.step" not in arrays:
+        if "last_leg.step" not in arrays:
             return None
-        count = sum(name.startswith("halfway.") and name.endswith(PARTS[0]) for name in arrays)
+        count = sum(name.startswith("last_leg.") and name.endswith(_PARTS[0]) for name in arrays)
 
         def parameter(index: int) -> tuple[Tensor, Tensor, Tensor]:
-            value, mean, square = (torch.from_numpy(arrays[f"halfway.{index}.{part}"]) for part in PARTS)
+            value, mean, square = (torch.from_numpy(arrays[f"last_leg.{index}.{part}"]) for part in _PARTS)
             return value, mean, square
 
-        log_start = torch.from_numpy(arrays["halfway.log_start"])
-        return cls(int(arrays["halfway.step"][0]), log_start, [parameter(index) for index in range(count)])
+        log_start = torch.from_numpy(arrays["last_leg.log_start"])
+        return cls(int(arrays["last_leg.step"][0]), log_start, [parameter(index) for index in range(count)])
 
 
 @dataclass(frozen=True)
 class LastLeg:
-    """The last ``steps`` of a fit, whose minibatches ``generator`` draws."""
+    """The last ``steps`` of a fit, whose minibatches ``generator`` draws; to be done again from ``state``."""
 
     steps: int
     generator: torch.Generator
+    state: LegState | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class MixtureFit:
 
     maps: FlavourMaps
     fractions: Float[Tensor, "regions flavours"]
-    halfway: Halfway | None = None
+    at_last_leg: LegState | None = None
 
 
 def mixture_log_density(
@@ -155,7 +156,6 @@ def fit_mixture(
     config: MapConfig,
     generator: torch.Generator,
     last_leg: LastLeg | None = None,
-    resumed: Halfway | None = None,
     progress: Callable[[int], None] = lambda _: None,
     identities: Sequence[int] = (),
 ) -> MixtureFit:
@@ -169,14 +169,14 @@ def fit_mixture(
     alone with ``displacement_on: splines``. The maps of the flavours ``identities`` (indices) are not fitted.
 
     Adam does ``config.steps``, at the rate of :func:`one_cycle`. A ``last_leg``, some of these steps, has a
-    cycle of its own. The fit remembers where it began, and a fit that is ``resumed`` there does nothing else:
-    with the same weights, densities, constraint and random numbers it ends at the very same maps, and what
-    differs in a bootstrap replica is what the resampled events do, without the noise of the minibatches.
+    cycle of its own. The fit remembers where it began, and one that gets this ``state`` does nothing else:
+    with the same weights, densities, constraint and random numbers it ends at the very same maps, and most
+    of what differs in a bootstrap replica is what the resampled events do, not the noise of the minibatches.
 
     Raises
     ------
     FitError
-        If the likelihood stops being finite.
+        If the likelihood stops being finite, or the state of the last leg is not of its first step.
     """
     composition = Composition(constraint.fractions)
     maps = build_maps(config, data.coordinates.shape[1], CONDITIONS)
@@ -188,14 +188,20 @@ def fit_mixture(
     total = float(data.weight.sum())
     price = displacement_price(config, data.coordinates.shape[1])
     turn = config.steps if last_leg is None else max(config.steps - last_leg.steps, 0)
-    if resumed is not None:
-        composition.get_buffer("log_start").copy_(resumed.log_start)
-        _take_up(optimiser, parameters, resumed)
-    halfway = resumed
-    for step in range(0 if resumed is None else resumed.step, config.steps):
+    state = None if last_leg is None else last_leg.state
+    if state is not None:
+        if state.step != turn:
+            raise FitError(
+                "the last leg of a fit is to be done again from another step than it began with",
+                where=f"step {state.step}",
+                expected=f"step {turn}",
+            )
+        composition.get_buffer("log_start").copy_(state.log_start)
+        _take_up(optimiser, parameters, state)
+    for step in range(0 if state is None else turn, config.steps):
         if step == turn and last_leg is not None:
             generator = last_leg.generator
-            halfway = _remembered(optimiser, parameters, composition, step)
+            state = _remembered(optimiser, parameters, composition, step)
         begun, ends = (0, turn) if step < turn else (turn, config.steps)
         rate = one_cycle(step - begun, ends - begun)
         rows = torch.randint(len(data), (min(config.batch_size, len(data)),), generator=generator)
@@ -217,30 +223,30 @@ def fit_mixture(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         progress(step + 1)
-    return MixtureFit(maps.requires_grad_(requires_grad=False), composition().detach(), halfway)
+    return MixtureFit(maps.requires_grad_(requires_grad=False), composition().detach(), state)
 
 
 def _remembered(
     optimiser: torch.optim.Adam, parameters: Sequence[nn.Parameter], composition: Composition, step: int
-) -> Halfway:
+) -> LegState:
     def moment(parameter: nn.Parameter, name: str) -> Tensor:
         found = optimiser.state[parameter].get(name)
         return torch.zeros_like(parameter) if found is None else found.clone()
 
-    return Halfway(
+    return LegState(
         step,
         composition.get_buffer("log_start").clone(),
         [(p.detach().clone(), moment(p, "exp_avg"), moment(p, "exp_avg_sq")) for p in parameters],
     )
 
 
-def _take_up(optimiser: torch.optim.Adam, parameters: Sequence[nn.Parameter], halfway: Halfway) -> None:
+def _take_up(optimiser: torch.optim.Adam, parameters: Sequence[nn.Parameter], state: LegState) -> None:
     with torch.no_grad():
-        for parameter, (value, mean, mean_square) in zip(parameters, halfway.parameters, strict=True):
+        for parameter, (value, mean, mean_square) in zip(parameters, state.parameters, strict=True):
             parameter.copy_(value)
-            if halfway.step:
+            if state.step:
                 optimiser.state[parameter] = {
-                    "step": torch.tensor(float(halfway.step)),
+                    "step": torch.tensor(float(state.step)),
                     "exp_avg": mean.clone(),
                     "exp_avg_sq": mean_square.clone(),
                 }

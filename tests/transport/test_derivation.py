@@ -129,7 +129,7 @@ def test_numbers_depend_neither_on_a_killed_process_nor_on_how_many_there_are(
 def test_a_replica_of_the_very_same_events_is_the_nominal_fit(
     derived: tuple[Derivation, ScoreFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What replicas differ by is their events and priors alone: densities and maps, to the last bit."""
+    """With the same events and constraint, densities and maps to the last bit."""
     nominal = derived[0]
     for task in ("inputs", "composition", "densities", "identifiability", "mixture"):
         (tmp_path / f"{task}.safetensors").write_bytes(nominal.path(task).read_bytes())

@@ -11,13 +11,14 @@ import torch
 
 from selfcal.config.calibration import MapConfig
 from selfcal.config.evaluation import FAMILIES
+from selfcal.errors import ConfigError
 from selfcal.run.atomic import write_arrays
 from selfcal.transport.calibration import collect, load_calibration, save_calibration
 from selfcal.transport.choice import family_of, map_config
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.derivation import Derivation
 from selfcal.transport.derivation_tasks import derive, number_of_tasks
-from selfcal.transport.families import derive_families, with_settings
+from selfcal.transport.families import derive_families, with_other_maps
 from tests.transport.synthetic_world import CONFIG, REGIONS, SyntheticWorld, prepare
 
 
@@ -105,10 +106,14 @@ def test_replicas_of_a_map_by_distance_are_not_shared_with_one_by_likelihood(
     source = Derivation.open(prepare(world, tmp_path, config)[1])
     for task in ("composition", "densities", "identifiability", "bulk-0", "bulk-1"):
         write_arrays(source.path(task), {"of": np.zeros(1)})
-    folder = with_settings(source, tmp_path / "likelihood", config.model_copy(update={"map": by_likelihood}))
+    likelihood = config.model_copy(update={"map": by_likelihood})
+    folder = with_other_maps(source, tmp_path / "likelihood", likelihood)
     names = {"inputs", "composition", "densities", "identifiability"}
     assert {path.stem for path in folder.glob("*.safetensors")} == names
     longer = config.model_copy(update={"map": by_distance.model_copy(update={"steps": 4})})
-    other = with_settings(source, tmp_path / "distance", longer)
+    other = with_other_maps(source, tmp_path / "distance", longer)
     assert {path.stem for path in other.glob("*.safetensors")} == names | {"bulk-0", "bulk-1"}
     assert (other / "bulk-1.safetensors").samefile(source.path("bulk-1"))
+    assert other == with_other_maps(source, tmp_path / "distance", longer.model_copy(update={"workers": 7}))
+    with pytest.raises(ConfigError, match="only the settings of the maps may differ"):
+        with_other_maps(source, tmp_path / "seeds", config.model_copy(update={"seeds": 3}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,9 +17,10 @@ from selfcal.transport.choice import build_maps
 from selfcal.transport.composition import CompositionPrior
 from selfcal.transport.kinematics import fit_logistic, log_probability, smooth_features
 from selfcal.transport.mixture import (
-    Halfway,
     KinematicFractions,
     LastLeg,
+    LegState,
+    MixtureFit,
     displacement_price,
     fit_mixture,
     mixture_log_density,
@@ -114,37 +116,84 @@ def test_fractions_at_fixed_maps_obey_the_equation_of_the_maximum(densities: Bas
             assert limits[0] <= float(slope.abs().max() / data.weight[rows].sum()) < limits[1]
 
 
-@pytest.mark.parametrize(("steps", "turn"), [(5, 7), (12, 0), (40, 0)])
-def test_the_last_leg_done_again_ends_where_it_ended(densities: BaseDensities, steps: int, turn: int) -> None:
+FAMILIES = {
+    "flow": MapConfig(hidden_width=8, spline_bins=4),
+    "autoregressive": MapConfig(hidden_width=8, spline_bins=4, structure="autoregressive"),
+    "nflows": MapConfig(hidden_width=8, spline_bins=4, library="nflows"),
+    "switch": MapConfig(family="switch", hidden_width=8, spline_bins=4),
+    "brenier": MapConfig(family="brenier", hidden_width=8),
+    "identity": MapConfig(family="identity"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "turn"), [("flow", 12, 0), ("flow", 40, 0), *((name, 5, 7) for name in FAMILIES)]
+)
+def test_the_last_leg_done_again_ends_where_it_ended(
+    densities: BaseDensities, family: str, steps: int, turn: int
+) -> None:
     """With everything the same, to the last bit; with other weights or other draws, elsewhere."""
     data, simulation = sample_of(300, 2), sample_of(300, 3)
     prior = CompositionPrior(DRAWN, 0.2 * DRAWN)
     kinematics = KinematicFractions(simulation, simulated_fractions(simulation, R))
-    config = MapConfig(hidden_width=8, spline_bins=4, steps=12, batch_size=64)
+    config = FAMILIES[family].model_copy(update={"steps": 12, "batch_size": 64})
 
-    def fit(jets: Sample, seed: int = 2, resumed: Halfway | None = None) -> list[torch.Tensor]:
-        torch.manual_seed(8)
-        leg = LastLeg(steps, torch.Generator().manual_seed(seed))
+    def fit(jets: Sample, weights: int, state: LegState | None = None, draws: int = 2) -> list[torch.Tensor]:
+        torch.manual_seed(weights)
+        leg = LastLeg(steps, torch.Generator().manual_seed(draws), state)
         first = torch.Generator().manual_seed(1)
         done: list[int] = []
         fitted = fit_mixture(
-            jets, densities, kinematics, prior, config, first, leg, resumed, done.append, identities=[3]
+            jets, densities, kinematics, prior, config, first, leg, done.append, identities=[3]
         )
-        assert fitted.halfway is not None
-        assert done == list(range(1 + (0 if resumed is None else resumed.step), 13))
-        states.append(fitted.halfway)
-        return [fitted.fractions, *fitted.maps.state_dict().values()]
+        assert fitted.at_last_leg is not None
+        assert done == list(range(1 if state is None else 1 + turn, 13))
+        states.append(fitted.at_last_leg)
+        return [fitted.fractions, *(p for index in range(3) for p in fitted.maps.of(index).parameters())]
 
-    states: list[Halfway] = []
-    nominal = fit(data)
+    states: list[LegState] = []
+    nominal = fit(data, weights=8)
     assert states[0].step == turn
-    kept = Halfway.from_arrays(states[0].arrays())
-    again = fit(data, resumed=kept)
-    assert all(map(torch.equal, nominal, again))
-    assert all(map(torch.equal, nominal, fit(data, resumed=states[1])))
+    kept = LegState.from_arrays(states[0].arrays())
+    assert all(map(torch.equal, nominal, fit(data, 9, kept)))
+    assert all(map(torch.equal, nominal, fit(data, 10, states[1])))
     lighter = data.weighted(torch.linspace(0.0, 2.0, 300, dtype=torch.float64))
-    assert not torch.equal(fit(lighter, resumed=kept)[0], nominal[0])
-    assert not torch.equal(fit(data, seed=9, resumed=kept)[0], nominal[0])
+    assert not torch.equal(fit(lighter, 8, kept)[0], nominal[0])
+    assert not torch.equal(fit(data, 8, kept, draws=3)[0], nominal[0])
+
+
+def test_a_last_leg_with_other_weights_finds_their_maximum(densities: BaseDensities) -> None:
+    """Fractions at fixed maps, from a nominal fit of other weights: as a fit of these from the start."""
+    data, simulation = sample_of(800, 2), sample_of(800, 3)
+    equal = torch.full((R, F), 0.25, dtype=torch.float64)
+    prior = CompositionPrior(equal, 0.4 * equal)
+    kinematics = KinematicFractions(simulation, simulated_fractions(simulation, R))
+    config = MapConfig(family="identity", batch_size=800, learning_rate=3e-2, steps=250)
+    b_jets = (data.coordinates[:, 0] > 1.5).double()
+    other = data.weighted(1 + 2 * b_jets)
+
+    def fractions(jets: Sample, state: LegState | None) -> MixtureFit:
+        leg = LastLeg(150, torch.Generator().manual_seed(5), state)
+        generator = torch.Generator().manual_seed(6)
+        return fit_mixture(jets, densities, kinematics, prior, config, generator, leg, identities=range(F))
+
+    nominal = fractions(data, None)
+    found, expected = fractions(other, nominal.at_last_leg).fractions, fractions(other, None).fractions
+    change = float((expected - nominal.fractions).abs().max())
+    assert change > 0.1
+    assert float((found - expected).abs().max()) < 0.05 * change
+
+
+def test_a_last_leg_begins_where_it_began(densities: BaseDensities) -> None:
+    data = sample_of(100, 2)
+    prior = CompositionPrior(DRAWN, 0.2 * DRAWN)
+    kinematics = KinematicFractions(data, simulated_fractions(data, R))
+    state = LegState(1, DRAWN.log(), [])
+    leg = LastLeg(1, torch.Generator(), state)
+    identity = MapConfig(family="identity", steps=3)
+    with pytest.raises(FitError, match="from another step than it began with") as caught:
+        fit_mixture(data, densities, kinematics, prior, identity, torch.Generator(), leg)
+    assert (caught.value.where, caught.value.expected) == ("step 1", "step 2")
 
 
 def test_the_rate_of_a_fit_rises_and_falls_to_zero() -> None:
@@ -204,6 +253,7 @@ def test_a_density_that_goes_on_learns_at_three_tenths_of_the_rate() -> None:
     simulation = sample_of(1000, 11)
     torch.manual_seed(12)
     first = BaseDensities(D, R, config)
+    first.fitted_steps.fill_(3)
     before = [p.detach().clone() for p in first.parameters()]
     torch.manual_seed(12)
     found = fit_base_densities(simulation, R, config, torch.Generator().manual_seed(1))
@@ -214,6 +264,40 @@ def test_a_density_that_goes_on_learns_at_three_tenths_of_the_rate() -> None:
     ]
     assert moved[1] / moved[0] == pytest.approx(0.3, rel=1e-3)
     assert all(map(torch.equal, first.parameters(), before))
+    longer = continue_base_densities(first, simulation, config, 9, torch.Generator().manual_seed(1))
+    assert all(map(torch.equal, longer.parameters(), again.parameters()))
+
+
+def test_a_flavour_with_few_jets_is_not_overfitted_by_going_on() -> None:
+    """Jets that fitted nothing: about as likely after a last leg as before it, far less after a long one."""
+    config = BaseDensityConfig(hidden_width=24, transforms=2, learning_rate=5e-3)
+    simulation, unseen = sample_of(500, 13), sample_of(4000, 14)
+    torch.manual_seed(15)
+    first = fit_base_densities(simulation, R, config, torch.Generator().manual_seed(1))
+    assert 0 < int(first.fitted_steps.min()) < 400
+    unbounded = copy.deepcopy(first)
+    unbounded.fitted_steps.fill_(800)
+    loss = []
+    for start, steps in ((first, 400), (unbounded, 400)):
+        found = continue_base_densities(start, simulation, config, steps, torch.Generator().manual_seed(2))
+        loss.append(_minus_log_likelihood_per_jet(found, unseen))
+    before = _minus_log_likelihood_per_jet(first, unseen)
+    assert loss[0] < before + 0.03
+    assert loss[1] > before + 0.1
+
+
+def _minus_log_likelihood_per_jet(densities: BaseDensities, jets: Sample) -> float:
+    total = 0.0
+    with torch.no_grad():
+        for index in range(F):
+            own = jets.rows(jets.flavour == index)
+            total -= float(densities.log_prob(index, own.coordinates, own.conditions, own.region).sum())
+    return total / len(jets)
+
+
+def test_a_density_needs_jets_of_every_flavour() -> None:
+    config = BaseDensityConfig(hidden_width=8, transforms=1)
+    simulation = sample_of(1000, 11)
     few = simulation.rows(torch.arange(60))
     with pytest.raises(FitError, match=r"only \d+ simulated b jets"):
         fit_base_densities(few, R, config, torch.Generator())
