@@ -157,10 +157,8 @@ def main() -> None:
                     frame = ScoreFrame.from_jets(concatenate(list(jets["simulation"].values())))
                     regions = control_regions(context)
                     samples = {role: build_sample(parts, regions, frame) for role, parts in jets.items()}
-                scratch, densities = (
-                    arguments.out / "scratch",
-                    arguments.out / f"densities-{LAYOUT}.safetensors",
-                )
+                scratch = arguments.out / "scratch"
+                densities = arguments.out / f"densities-{LAYOUT}.safetensors"
                 derivation = derived_fractions(context, samples, option, scratch, densities)
                 write_json(target, table(context, derivation))
             found = read_json(target)["summary"]

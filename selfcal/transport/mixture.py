@@ -201,7 +201,7 @@ def fit_mixture(
     for step in range(0 if state is None else turn, config.steps):
         if step == turn and last_leg is not None:
             generator = last_leg.generator
-            state = _remembered(optimiser, parameters, composition, step)
+            state = state or _remembered(optimiser, parameters, composition, step)
         begun, ends = (0, turn) if step < turn else (turn, config.steps)
         rate = one_cycle(step - begun, ends - begun)
         rows = torch.randint(len(data), (min(config.batch_size, len(data)),), generator=generator)

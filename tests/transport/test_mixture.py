@@ -168,12 +168,12 @@ def test_a_last_leg_with_other_weights_finds_their_maximum(densities: BaseDensit
     equal = torch.full((R, F), 0.25, dtype=torch.float64)
     prior = CompositionPrior(equal, 0.4 * equal)
     kinematics = KinematicFractions(simulation, simulated_fractions(simulation, R))
-    config = MapConfig(family="identity", batch_size=800, learning_rate=3e-2, steps=250)
+    config = MapConfig(family="identity", batch_size=800, learning_rate=3e-2, steps=900)
     b_jets = (data.coordinates[:, 0] > 1.5).double()
     other = data.weighted(1 + 2 * b_jets)
 
     def fractions(jets: Sample, state: LegState | None) -> MixtureFit:
-        leg = LastLeg(150, torch.Generator().manual_seed(5), state)
+        leg = LastLeg(600, torch.Generator().manual_seed(5), state)
         generator = torch.Generator().manual_seed(6)
         return fit_mixture(jets, densities, kinematics, prior, config, generator, leg, identities=range(F))
 
@@ -181,7 +181,7 @@ def test_a_last_leg_with_other_weights_finds_their_maximum(densities: BaseDensit
     found, expected = fractions(other, nominal.at_last_leg).fractions, fractions(other, None).fractions
     change = float((expected - nominal.fractions).abs().max())
     assert change > 0.1
-    assert float((found - expected).abs().max()) < 0.05 * change
+    assert float((found - expected).abs().max()) < 0.005
 
 
 def test_a_last_leg_begins_where_it_began(densities: BaseDensities) -> None:
@@ -282,7 +282,7 @@ def test_a_flavour_with_few_jets_is_not_overfitted_by_going_on() -> None:
         found = continue_base_densities(start, simulation, config, steps, torch.Generator().manual_seed(2))
         loss.append(_minus_log_likelihood_per_jet(found, unseen))
     before = _minus_log_likelihood_per_jet(first, unseen)
-    assert loss[0] < before + 0.03
+    assert loss[0] < before + 0.02
     assert loss[1] > before + 0.1
 
 
