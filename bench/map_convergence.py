@@ -20,7 +20,7 @@ import torch
 
 from selfcal.config.loading import load_run
 from selfcal.data.folds import Fold
-from selfcal.errors import ConfigError, DataError
+from selfcal.errors import ConfigError
 from selfcal.run.progress import SilentReporter
 from selfcal.study.execution import context_of
 from selfcal.training.calibrate_stage import control_scores
@@ -55,10 +55,7 @@ def refit_map(path: Path, assignments: tuple[str, ...] = ()) -> Fitted:
     calibration = load_calibration(context.directory.results / "map")
     regions = calibration.regions
     scratch = context.directory.checkpoints
-    folders = sorted((scratch / "derivation").glob("*/"))
-    if len(folders) != 1:
-        raise DataError("no finished calibration", where=str(path), fix="run 'selfcal calibrate' first")
-    derivation = Derivation.open(folders[0])
+    derivation = Derivation.of_run(context.directory)
     wanted = load_run([path / "config.resolved.yaml"], assignments).config.calibration_in_use
     if wanted != derivation.config.model_copy(update={"map": wanted.map}) or not wanted.map.by_likelihood:
         raise ConfigError(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from selfcal.config.loading import load_run
 from selfcal.data.flavours import FLAVOURS
 from selfcal.data.folds import UNTRAINED
-from selfcal.errors import ConfigError, DataError
+from selfcal.errors import ConfigError
 from selfcal.likelihood.build import measure_fold
 from selfcal.run.context import RunContext
 from selfcal.run.progress import SilentReporter
@@ -119,10 +119,7 @@ def compare(path: Path, count: int) -> Compared:
     context = context_of(load_run([path / "config.resolved.yaml"]), path, SilentReporter())
     calibration = load_calibration(context.directory.results / "map")
     scratch = context.directory.checkpoints
-    folders = sorted((scratch / "derivation").glob("*/"))
-    if len(folders) != 1:
-        raise DataError("no finished calibration", where=str(path), fix="run 'selfcal calibrate' first")
-    derivation = Derivation.open(folders[0])
+    derivation = Derivation.of_run(context.directory)
     settings = derivation.config
     if not settings.map.by_likelihood or not 2 <= count <= settings.bootstraps:
         raise ConfigError(

@@ -67,15 +67,14 @@ def read_warm_start(context: RunContext) -> WarmStart:
     DataError
         If the run is not finished up to its fit.
     """
-    folders = sorted((context.directory.checkpoints / "derivation").glob("*/"))
     templates = context.directory.results / "templates.json"
-    if len(folders) != 1 or not templates.exists():
+    if not templates.exists():
         raise DataError(
-            "no finished calibration and fit to start from",
+            "no finished fit to start from",
             where=str(context.directory.path),
             fix="run 'selfcal run' to the end first",
         )
-    derivation = Derivation.open(folders[0])
+    derivation = Derivation.of_run(context.directory)
     calibration = load_calibration(context.directory.results / "map")
     fitted = read_templates(templates)
     count = derivation.config.bootstraps

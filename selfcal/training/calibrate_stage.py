@@ -34,7 +34,7 @@ from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, 
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
-from selfcal.transport.derivation import write_inputs
+from selfcal.transport.derivation import FOLDER, write_inputs
 from selfcal.transport.derivation_tasks import derive, number_of_tasks
 from selfcal.transport.optimality import displacement_table
 from selfcal.transport.sample import build_sample, simulated_fractions
@@ -146,7 +146,7 @@ def prepare_derivation(context: RunContext, regions: tuple[str, ...]) -> tuple[P
     frame = ScoreFrame.from_jets(concatenate(list(simulation.values())))
     sample, observed = build_sample(simulation, regions, frame), build_sample(data, regions, frame)
     prior = composition_prior(context, regions, simulated_fractions(sample, len(regions)))
-    scratch = context.directory.checkpoints / "derivation"
+    scratch = context.directory.checkpoints / FOLDER
     return write_inputs(scratch, sample, observed, prior, config, context.config.seed), frame
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import selfcal
 from selfcal.config.calibration import CalibrationConfig, MapConfig
 from selfcal.config.evaluation import Family
+from selfcal.errors import DataError
 from selfcal.run.atomic import read_arrays, write_arrays, write_text
+from selfcal.run.directory import RunDirectory
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.base_density import BaseDensities
 from selfcal.transport.choice import build_maps, map_config
@@ -44,6 +46,9 @@ INFORMATION_JETS = 20_000
 
 LAYOUT = 3
 """What tasks leave in their files; those of another layout are not taken up."""
+
+FOLDER = "derivation"
+"""Below the checkpoints of a run: :func:`write_inputs` keeps one folder in it."""
 
 SAMPLE_FIELDS = tuple(Sample.__dataclass_fields__)
 
@@ -129,6 +134,24 @@ class Derivation:
             config,
             int(arrays["seed"][0]),
         )
+
+    @classmethod
+    def of_run(cls, directory: RunDirectory) -> Derivation:
+        """That of a run which is calibrated.
+
+        Raises
+        ------
+        DataError
+            If there is none.
+        """
+        folders = sorted((directory.checkpoints / FOLDER).glob("*/"))
+        if len(folders) != 1 or not (directory.results / "map").is_dir():
+            raise DataError(
+                "no finished calibration",
+                where=str(directory.path),
+                fix="run 'selfcal calibrate' first",
+            )
+        return cls.open(folders[0])
 
     @property
     def regions(self) -> int:
