@@ -16,8 +16,10 @@ class FitConfig(Configured):
 
     Flavours of ``free_flavours`` have a free shape in each bin of pT and |eta|; the shape of the others
     may move by the relative ``residual_width`` in each bin, beside the uncertainties of the map;
-    ``residual_of_map`` times what the map is uncertain by in that bin is added in quadrature. All bins
-    of one kinematic bin may slide together by ``residual_slide`` in the log-odds of passing a working point.
+    ``residual_of_map`` times what the map is uncertain by in that bin is added in quadrature. Data scale
+    these widths, flavour by flavour, the configured ones being worth as many bins as
+    ``residual_width_worth`` (null: they stay, as in all blinded fits). All bins of one kinematic bin may
+    slide together by ``residual_slide`` in the log-odds of passing a working point.
     ``extrapolation_fraction`` of the calibration's shift is the uncertainty of carrying it from
     the reference region of a flavour to another region. ``fix_reference_yield`` fixes the yield
     of the channels where a free flavour is measured; with a free yield the fit is degenerate.
@@ -72,6 +74,7 @@ class FitConfig(Configured):
     residual_width: dict[FlavourName, Positive] = {"b": 0.10, "c": 0.10, "light": 0.3, "tau": 0.2}
     residual_slide: dict[FlavourName, NotNegative] = {"b": 0.10, "c": 0.10, "light": 0.10, "tau": 0.10}
     residual_of_map: NotNegative = 0.0
+    residual_width_worth: Positive | None = 1.0
     pt_shape_width: Positive = 0.10
     extrapolation_fraction: NotNegative = 0.5
     split_map_model_by_pt: bool = False

@@ -28,6 +28,7 @@ from selfcal.likelihood.impacts import impacts, impacts_json, refitted_impacts, 
 from selfcal.likelihood.layout import Layout, make_layout
 from selfcal.likelihood.profile import scan
 from selfcal.likelihood.pyhf_check import confirm_with_pyhf
+from selfcal.likelihood.residual_scale import ResidualScale, as_configured, residual_scale
 from selfcal.likelihood.same_sign import subtract_same_sign
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
 from selfcal.likelihood.templates import Templates, templates_json
@@ -54,13 +55,15 @@ class Measurement:
     result: FitResult
     factors: ScaleFactors
     of_map: MapFactors
+    residual_scale: ResidualScale
     blinded: bool = False
 
 
 def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bool = False) -> Measurement:
     """Build the likelihood, refuse it if it is degenerate, fit it and derive the scale factors.
 
-    ``blind``: of templates and data from which everything that data say of the discriminant was taken out.
+    ``blind``: of templates and data from which everything that data say of the discriminant was taken out;
+    the widths of the residuals are then the configured ones.
 
     Raises
     ------
@@ -77,6 +80,11 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
     model = HistFactory(workspace)
     verdict = identifiability(model, layout.binning)
     require_identifiable(verdict)
+    scale = as_configured(layout)
+    if config.residual_width_worth is not None and not blind:
+        scale = residual_scale(templates, layout, config, config.residual_width_worth, seed)
+        workspace = build_workspace(templates, layout, config, scale.factor)
+        model = HistFactory(workspace)
     result = fit(model, seed=seed, force=config.force)
     factors = scale_factors(templates, layout, model, result)
     of_map = map_factors(templates, layout, model, factors)
@@ -89,6 +97,7 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
         result=result,
         factors=factors,
         of_map=of_map,
+        residual_scale=scale,
         blinded=blind,
     )
 
@@ -117,6 +126,7 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
         "workspace.json": measured.workspace,
         "fit.json": {
             **fit_json(measured, confirmation, config.fit.goodness_toys, config.seed),
+            "residual_scale": measured.residual_scale.as_json(measured.layout.flavours),
             "variations": treated_shifts(measured.templates, measured.layout, config.fit)[2],
         },
         "templates.json": templates_json(measured.templates),
@@ -141,6 +151,8 @@ def run_fit(context: RunContext, *, blind: bool) -> list[Path]:
     )
     if not measured.result.certificate["converged"]:
         context.say("WARNING: the fit did not converge; its results are written because of 'fit.force'")
+    if not measured.residual_scale.settled:
+        context.say("WARNING: the widths of the residuals did not settle; see 'residual_scale' in fit.json")
     if blind:
         context.say("blinded: expected results of simulation; 'fit.unblind: true' shows those of data")
         (results / DISCRIMINANTS).unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from selfcal.config.fit import FitConfig
@@ -61,12 +62,21 @@ class BinWidths:
     rest: NDArray[np.float64]
 
 
-def build_workspace(templates: Templates, layout: Layout, config: FitConfig) -> dict[str, Any]:
-    """The workspace as plain values that satisfy pyhf's schema 1.0.0."""
+def build_workspace(
+    templates: Templates,
+    layout: Layout,
+    config: FitConfig,
+    residual_factor: Float[NDArray[np.float64], " F"] | None = None,
+) -> dict[str, Any]:
+    """The workspace as plain values that satisfy pyhf's schema 1.0.0.
+
+    ``residual_factor`` multiplies the widths of the residuals of every flavour (default: one).
+    """
     shifts, rest, _ = treated_shifts(templates, layout, config)
-    alone = [
-        BinWidths(*widths) for widths in zip(residual_widths(templates, layout, config), rest, strict=True)
-    ]
+    widths = residual_widths(templates, layout, config)
+    if residual_factor is not None:
+        widths = widths * residual_factor[:, None, None]
+    alone = [BinWidths(*both) for both in zip(widths, rest, strict=True)]
     channels, observations = [], []
     for r in range(len(layout.regions)):
         for p in range(layout.binning.n_kinematic):
