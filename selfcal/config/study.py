@@ -39,7 +39,7 @@ class PseudoExperimentsConfig(Configured):
     experiments: Annotated[int, Field(ge=1)] = 200
     seed: Annotated[int, Field(ge=0)] = 1
     jets_per_region: Annotated[int, Field(ge=1)] = 10_000
-    steps: Annotated[int, Field(ge=1)] = 20
+    steps: Annotated[int, Field(ge=1)] = 100
     detectors: Annotated[int, Field(ge=1)] = 64
     remainder_scale: NotNegative = 1.0
     workers: Annotated[int, Field(ge=0)] = 0
