@@ -19,9 +19,18 @@ class GoodnessOfFit(Content):
     p_value: float | None = None
 
 
+class ResidualScale(Content):
+    """By flavour; both are one and zero where the widths are the configured ones."""
+
+    factor: dict[str, float] = {}
+    determined: dict[str, float] = {}
+    settled: bool = True
+
+
 class Fit(Content):
     pulls: list[NuisancePull] = []
     goodness_of_fit: GoodnessOfFit | None = None
+    residual_scale: ResidualScale = ResidualScale()
     certificate: dict[str, Any] = {}
     identifiability: dict[str, Any] = {}
     variations: dict[str, Any] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from selfcal.report.fit_inputs import Coverage, Scans, TwoJets
+from selfcal.report.fit_inputs import Coverage, ResidualScale, Scans, TwoJets
 from selfcal.report.inputs import (
     CLOSURE,
     COVERAGE,
+    FIT,
     SCALE_FACTORS,
     SCANS,
     TWO_JETS,
@@ -74,6 +75,22 @@ def two_jets_table(two_jets: TwoJets, scale_factors: ScaleFactors) -> Table:
     if two_jets.blinded:
         caption = f"Blinded: expected values. {caption}"
     return Table("table_two_jets", columns, tuple(rows), caption, (TWO_JETS, SCALE_FACTORS))
+
+
+def residual_scale_table(scale: ResidualScale) -> Table:
+    """What data made of the widths that the configuration gives to residuals of single bins."""
+    rows = tuple(
+        (Cell(flavour), number(factor, style="strong"), number(scale.determined.get(flavour)))
+        for flavour, factor in scale.factor.items()
+    )
+    caption = (
+        "Widths of the residuals of single bins over those configured ('fit.residual_width'), as the data "
+        "say, and how many residuals they determine. Where they determine none the factor is one."
+    )
+    if not scale.settled:
+        caption = f"Not settled: the factors still changed from fit to fit. {caption}"
+    columns = ("flavour", "width / configured", "residuals determined")
+    return Table("table_residual_scale", columns, rows, caption, (FIT,))
 
 
 def rule_table(closure: Closure) -> Table:

@@ -19,7 +19,7 @@ from selfcal.report.figures.posterior import corner_figure
 from selfcal.report.figures.pulls import nuisance_figure, truth_pull_figure
 from selfcal.report.figures.scale_factors import continuous_figures, working_point_figures
 from selfcal.report.fit_inputs import Fit
-from selfcal.report.fit_tables import failure_table, rule_table
+from selfcal.report.fit_tables import failure_table, residual_scale_table, rule_table
 from selfcal.report.html import PageFigure, PageText, Section
 from selfcal.report.inputs import (
     AGAINST_TRUTH,
@@ -146,6 +146,8 @@ def _fit_tables(fit: Fit) -> Iterable[Table]:
     ):
         if content:
             yield content_table(name, content, f"{caption}.", FIT)
+    if any(determined > 0 for determined in fit.residual_scale.determined.values()):
+        yield residual_scale_table(fit.residual_scale)
 
 
 def closure_section(files: RunFiles, draw: Draw) -> Section:

@@ -527,6 +527,11 @@ def _fit(random: np.random.Generator, hostile: str | None) -> dict[str, Any]:
             "null_directions": [],
             "prior_dominated": ["mu_tau"],
         },
+        "residual_scale": {
+            "factor": {"b": 1.31, "c": 1.0, "light": 0.47},
+            "determined": {"b": 2.4, "c": 0.0, "light": 6.1},
+            "settled": True,
+        },
         "variations": {
             "smoothing_degree": 1,
             "prune_below": 0.001,

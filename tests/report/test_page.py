@@ -246,6 +246,29 @@ def test_two_jets_stand_beside_single_jets_and_the_fit_of_all_regions(report):
     assert "from 1234 pairs of jets" in report.html
 
 
+def test_what_data_made_of_the_widths_of_residuals_is_a_table(report):
+    scale = json.loads((report.path / "results/fit.json").read_text())["residual_scale"]
+    lines = rows_of(Page(report.html), "table_residual_scale")
+    found = {line[0][0]: [float(cell[1]) for cell in line[1:]] for line in lines}
+    assert found == {f: [scale["factor"][f], scale["determined"][f]] for f in ("b", "c", "light")}
+    assert "Not settled" not in report.html
+
+
+@pytest.mark.parametrize(("determined", "shown"), [(0.0, False), (0.4, True)])
+def test_configured_widths_have_no_table_and_unsettled_ones_say_so(tmp_path, write_run, determined, shown):
+    run = write_run(tmp_path / "run", small=True)
+    for path in run.rglob("*"):
+        if path.is_file() and path.name not in ("scale_factors.json", "fit.json"):
+            path.unlink()
+    content = json.loads((run / "results/fit.json").read_text())
+    content["residual_scale"] |= {"determined": {"b": determined}, "settled": False}
+    (run / "results/fit.json").write_text(json.dumps(content))
+    build_report(run)
+    page = (run / "report.html").read_text()
+    assert ("table_residual_scale" in page) == shown
+    assert ("Not settled" in page) == shown
+
+
 def test_what_the_regions_leave_open_is_named(report):
     page = Page(report.html)
     lines = rows_of(page, "table_identifiability_map")
