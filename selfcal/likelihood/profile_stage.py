@@ -23,9 +23,8 @@ from selfcal.likelihood.profile_target import (
     profile_target,
     rise_max,
 )
-from selfcal.likelihood.stage import measure
-from selfcal.likelihood.templates import read_templates
-from selfcal.run.atomic import finished_arrays, read_json, write_arrays, write_json
+from selfcal.likelihood.stage import measurement_of
+from selfcal.run.atomic import finished_arrays, write_arrays, write_json
 from selfcal.run.context import RunContext
 from selfcal.run.digests import canonical_digest, file_sha256
 
@@ -44,7 +43,7 @@ def run_profile(context: RunContext) -> list[Path]:
     """
     torch.set_num_threads(1)
     config, results, seed = context.config.neural_profile, context.directory.results, context.config.seed
-    measured = measure(read_templates(results / "templates.json"), context.config.fit, seed)
+    measured = measurement_of(results, context.config.fit, seed)
     target = profile_target(measured.factors.ratios, measured.result, config)
     taught, files = exact_points(context, target, "taught", config.points, 2 * seed)
     judged, more = exact_points(context, target, "judged", config.test_points, 2 * seed + 1)
@@ -53,7 +52,7 @@ def run_profile(context: RunContext) -> list[Path]:
     table = {
         **description(target, measured.factors.measured.tolist()),
         "tagger": context.config.tagger.name,
-        "blinded": bool(read_json(results / "scale_factors.json")["blinded"]),
+        "blinded": measured.blinded,
         "level": config.level,
         "points": int(taught.converged.sum()),
         "accuracy": asdict(found),

@@ -31,12 +31,12 @@ from selfcal.likelihood.pyhf_check import confirm_with_pyhf
 from selfcal.likelihood.residual_scale import ResidualScale, as_configured, residual_scale
 from selfcal.likelihood.same_sign import subtract_same_sign
 from selfcal.likelihood.scale_factors import ScaleFactors, as_json, scale_factors
-from selfcal.likelihood.templates import Templates, templates_json
+from selfcal.likelihood.templates import Templates, read_templates, templates_json
 from selfcal.likelihood.toy_fits import toy_goodness
 from selfcal.likelihood.two_jets import FractionWidths, expected_counts, pair_counts, two_jets_json
 from selfcal.likelihood.two_roads import MapFactors, agreement, map_factors, two_roads_json
 from selfcal.likelihood.workspace import SAME_SIGN, build_workspace, treated_shifts
-from selfcal.run.atomic import write_json
+from selfcal.run.atomic import read_json, write_json
 from selfcal.run.context import RunContext
 from selfcal.transport.calibration import Calibration, load_calibration
 
@@ -100,6 +100,18 @@ def measure(templates: Templates, config: FitConfig, seed: int = 1, *, blind: bo
         residual_scale=scale,
         blinded=blind,
     )
+
+
+def measurement_of(results: Path, config: FitConfig, seed: int = 1) -> Measurement:
+    """The measurement that wrote the files of ``results``, made again from its templates.
+
+    Raises
+    ------
+    DataError, ConfigError, FitError
+        As :func:`measure` and :func:`selfcal.likelihood.templates.read_templates`.
+    """
+    blind = bool(read_json(results / "scale_factors.json")["blinded"])
+    return measure(read_templates(results / "templates.json"), config, seed, blind=blind)
 
 
 def run_fit(context: RunContext, *, blind: bool) -> list[Path]:

@@ -12,8 +12,7 @@ from selfcal.config.fit import FitConfig
 from selfcal.config.study import CoverageConfig
 from selfcal.errors import DataError
 from selfcal.likelihood.coverage import coverage_table, toy_scale_factors
-from selfcal.likelihood.stage import measure
-from selfcal.likelihood.templates import read_templates
+from selfcal.likelihood.stage import measurement_of
 from selfcal.run.atomic import read_json, write_json
 from selfcal.run.digests import canonical_digest, file_sha256
 from selfcal.run.directory import RunDirectory
@@ -37,7 +36,8 @@ def run_coverage(
     """
     run = RunDirectory(directory)
     templates, target = run.results / "templates.json", run.results / COVERAGE
-    if not templates.exists() or not run.resolved_config.exists():
+    needed = (templates, run.results / "scale_factors.json", run.resolved_config)
+    if not all(path.exists() for path in needed):
         raise DataError(
             "no finished fit to take toys of", where=str(directory), fix="run 'selfcal run' first"
         )
@@ -49,7 +49,7 @@ def run_coverage(
         return target
     say(f"coverage: {config.toys} likelihood toys")
     torch.set_num_threads(1)
-    measured = measure(read_templates(templates), FitConfig.model_validate(settings))
+    measured = measurement_of(run.results, FitConfig.model_validate(settings))
     factors = measured.factors
     theta = torch.from_numpy(measured.result.best_fit)
     toys = toy_scale_factors(factors.ratios, theta, config.toys, config.seed)

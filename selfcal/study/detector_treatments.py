@@ -11,7 +11,8 @@ The detector part of a variance is the same in all three: what it would be less 
     σ²(detector) = J C_·d C_dd⁻¹ C_d· Jᵀ      (guessed: Σ_j G_j²)
 
 with the covariance C of the fit, the columns d of the detector's parameters and the derivative J of the scale
-factors. It holds what a profiled parameter costs in statistical precision.
+factors. It holds what a profiled parameter costs in statistical precision. The widths of residuals are scaled
+by the data in each treatment by itself (``fit.residual_width_worth``).
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ def context(tmp_path, small_world) -> RunContext:
     """A run whose fit is done."""
     config = RunConfig.model_validate({"name": "r", "data": {"cards": ["x"]}, "neural_profile": PROFILE})
     context = RunContext(config, (), RunDirectory(tmp_path / "run"))
-    write_json(context.directory.results / "templates.json", templates_json(small_world.templates))
+    blinded = measure(small_world.templates, config.fit, blind=True).templates
+    write_json(context.directory.results / "templates.json", templates_json(blinded))
     write_json(context.directory.results / "scale_factors.json", {"blinded": True})
     return context
 
@@ -34,7 +35,7 @@ def test_table_network_and_points_and_only_missing_points_are_found_again(contex
     written = run_profile(context)
     assert all(path.is_file() for path in written)
     table = read_json(context.directory.results / "profile_likelihood.json")
-    factors = measure(small_world.templates, context.config.fit).factors
+    factors = measure(small_world.templates, context.config.fit, blind=True).factors
     for entry in table["inputs"]:
         row = factors.rows[entry["row"]]
         assert (row.flavour, row.working_point) == (entry["flavour"], 0.77)

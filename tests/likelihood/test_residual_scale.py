@@ -15,8 +15,10 @@ from selfcal.likelihood.fit import fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.layout import make_layout
 from selfcal.likelihood.residual_scale import as_configured, improved, residual_scale
-from selfcal.likelihood.stage import measure
+from selfcal.likelihood.stage import measure, measurement_of
+from selfcal.likelihood.templates import templates_json
 from selfcal.likelihood.workspace import build_workspace
+from selfcal.run.atomic import write_json
 
 SHAPE = np.array([0.2, 0.1, 0.15, 0.25, 0.3])
 ALONE = FitConfig(free_flavours=(), residual_slide={})
@@ -128,6 +130,20 @@ def test_the_workspace_has_the_scaled_widths(random_world) -> None:
         assert width == pytest.approx(config.residual_width[flavour])
         assert after[name] == pytest.approx(factor[flavour] * width)
     assert any(abs(value - 1) > 0.1 for value in factor.values())
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_a_measurement_can_be_made_again_from_its_files(random_world, tmp_path, blind) -> None:
+    """What studies do with a finished run: a blinded one has blinded templates and the configured widths."""
+    config = FitConfig()
+    measured = measure(random_world.templates, config, blind=blind)
+    write_json(tmp_path / "templates.json", templates_json(measured.templates))
+    write_json(tmp_path / "scale_factors.json", {"blinded": blind})
+    again = measurement_of(tmp_path, config)
+    assert again.blinded == blind
+    assert residual_widths_in(again.workspace) == pytest.approx(residual_widths_in(measured.workspace))
+    assert again.factors.value == pytest.approx(measured.factors.value, rel=1e-9)
+    assert again.factors.covariance == pytest.approx(measured.factors.covariance, rel=1e-6, abs=1e-15)
 
 
 def test_without_a_worth_the_widths_stay(random_world) -> None:

@@ -65,8 +65,9 @@ def test_the_detector_part_is_what_a_known_detector_takes_away(usual) -> None:
 
 
 def test_held_parameters_change_the_covariance_by_their_shifts_alone(usual) -> None:
-    guessed = treat_guessed(measure(usual, CONFIG), 1)
-    without = measure(replace(usual, detector={}), CONFIG)
+    same_widths = CONFIG.model_copy(update={"residual_width_worth": None})
+    guessed = treat_guessed(measure(usual, same_widths), 1)
+    without = measure(replace(usual, detector={}), same_widths)
     np.testing.assert_allclose(guessed.factors.value, without.factors.value, rtol=1e-6)
     rest = guessed.factors.covariance - guessed.factors.group_covariance["detector"]
     np.testing.assert_allclose(rest, without.factors.covariance, rtol=1e-4, atol=1e-9)
