@@ -51,9 +51,9 @@ class FitConfig(Configured):
     that degree along the discriminant. What both changed is in ``fit.json`` (``variations``).
     """
 
-    working_points: tuple[Probability, ...] = (0.60, 0.70, 0.77, 0.85)
+    working_points: Annotated[tuple[Probability, ...], Field(min_length=1)] = (0.60, 0.70, 0.77, 0.85)
     working_point_region: str = "ttbar_emu"
-    pt_gev_edges: tuple[Positive, ...] = (20.0, 40.0, 70.0, 250.0)
+    pt_gev_edges: Annotated[tuple[Positive, ...], Field(min_length=2)] = (20.0, 40.0, 70.0, 250.0)
     high_pt_gev_edges: tuple[Positive, ...] = ()
     scanned_working_points: tuple[Probability, ...] = ()
     target_uncertainty: dict[FlavourName, Probability] = {}

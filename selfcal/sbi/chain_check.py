@@ -55,6 +55,9 @@ def compare_with_chain(
     import pyro
     from pyro.infer.mcmc import MCMC, NUTS
 
+    # Its import switches the checks of torch's distributions on for the whole process: every density would be
+    # slower, and one that is not finite would end in a ValueError instead of the error of its fit.
+    pyro.enable_validation(False)
     root = torch.from_numpy(np.linalg.cholesky(covariance))
     centre = torch.from_numpy(best)
     highest = float(log_density(centre).detach())

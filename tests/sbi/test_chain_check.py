@@ -51,6 +51,14 @@ def test_the_chain_is_its_seed_and_leaves_other_random_numbers_alone(gaussian):
     assert first == compare_with_chain(log_density, mean.numpy(), covariance, 2, seed=3)
 
 
+def test_the_chain_leaves_densities_that_are_not_finite_to_those_who_ask(gaussian):
+    """pyro's import turns the checks of torch's distributions on, which raise where fits look for NaN."""
+    mean, covariance, log_density = gaussian
+    compare_with_chain(log_density, mean.numpy(), covariance, 2, seed=3)
+    nothing = torch.distributions.Normal(0.0, 1.0).log_prob(torch.tensor(torch.nan))
+    assert bool(nothing.isnan())
+
+
 def test_the_density_of_residuals_has_its_derivative():
     generator = np.random.default_rng(4)
     matrix = generator.normal(size=(6, 3))
