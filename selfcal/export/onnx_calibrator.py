@@ -23,8 +23,9 @@ from selfcal.export.onnx_graph import write_onnx
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.calibration import Calibration
 from selfcal.transport.conditions import CONDITION_SCALE, unscaled_conditions
-from selfcal.transport.flow_map import SPLINE_BOUND, FlowMap, ZukoAutoregressive
+from selfcal.transport.flow_map import FlowMap, ZukoAutoregressive
 from selfcal.transport.maps import FlavourMaps
+from selfcal.transport.rational_quadratic import SPLINE_BOUND
 from selfcal.transport.switch_map import SwitchMap
 
 Knots = tuple[Tensor, Tensor, Tensor]

@@ -14,6 +14,7 @@ from selfcal.data.flavours import FLAVOURS, SIMULATED_JETS_MIN
 from selfcal.errors import FitError
 from selfcal.transport.conditions import CONDITIONS
 from selfcal.transport.early_stopping import StoppedSchedule, stopped_descent
+from selfcal.transport.rational_quadratic import RationalQuadraticSpline, spline_parameters
 from selfcal.transport.sample import Sample
 
 
@@ -31,11 +32,12 @@ class BaseDensities(nn.Module):
         super().__init__()
         self.regions = regions
         self.flows = nn.ModuleList(
-            zuko.flows.NSF(
+            zuko.flows.MAF(
                 coordinates,
                 CONDITIONS + regions,
-                bins=config.spline_bins,
                 transforms=config.transforms,
+                univariate=RationalQuadraticSpline,
+                shapes=[(spline_parameters(config.spline_bins),)],
                 hidden_features=(config.hidden_width,) * 2,
                 activation=nn.SiLU,
             )

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from selfcal.config.calibration import MapConfig
 from selfcal.transport.affine_map import AffineMap
 from selfcal.transport.maps import InvertibleMap
-
-SPLINE_BOUND = 5.0
-"""Splines act within this many standard deviations; the identity continues outside."""
+from selfcal.transport.rational_quadratic import SPLINE_BOUND, RationalQuadraticSpline, spline_parameters
 
 
 @dataclass(frozen=True)
@@ -55,23 +53,6 @@ class ZukoSplines(nn.Module):
             total = total + log_det
         return x, total
 
-    def inverse_and_log_det(
-        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
-    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        total = x.new_zeros(len(x))
-        for layer in reversed(self.layers):
-            x, log_det = layer(c).inv.call_and_ladj(x)
-            total = total + log_det
-        return x, total
-
-    def inverse(
-        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
-    ) -> Float[Tensor, "jets coordinates"]:
-        """Without the log-determinant, which costs as much again."""
-        for layer in reversed(self.layers):
-            x = layer(c).inv(x)
-        return x
-
 
 class ZukoCouplings(ZukoSplines):
     """Each layer moves one coordinate, given all others."""
@@ -88,18 +69,17 @@ class ZukoCouplings(ZukoSplines):
                 for moved in _masks(coordinates, config.transforms)
             ]
         )
+        self.bins = config.spline_bins
 
     def inverse_and_log_det(
         self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
-        """The same numbers as zuko's own, which asks each layer's network twice."""
         total = x.new_zeros(len(x))
         for layer in reversed(self.layers):
             coupling = layer(c)
             stays, moves = coupling.split(x)
-            spline = coupling.meta(stays)
-            origin = spline.inv(moves)
-            total = total - spline.call_and_ladj(origin)[1]
+            origin, log_slope = coupling.meta(stays).base.inverse_and_ladj(moves)
+            total = total + log_slope.sum(1)
             x = coupling.merge(stays, origin, x.shape)
         return x, total
 
@@ -107,8 +87,8 @@ class ZukoCouplings(ZukoSplines):
         """The layers, first to last."""
         found = []
         for layer in self.layers:
-            moved, bins = int((~layer.mask).nonzero()), int(layer.shapes[0][0])  # type: ignore[operator,index]
-            found.append(CouplingLayer(moved, layer.hyper, bins, "zuko"))  # type: ignore[arg-type]
+            moved = int((~layer.mask).nonzero())  # type: ignore[operator]
+            found.append(CouplingLayer(moved, layer.hyper, self.bins, "zuko"))  # type: ignore[arg-type]
         return found
 
 
@@ -132,21 +112,27 @@ class ZukoAutoregressive(ZukoSplines):
             ]
         )
 
+    def inverse_and_log_det(
+        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
+    ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
+        total = x.new_zeros(len(x))
+        for layer in reversed(self.layers):
+            transform, y = layer(c), x
+            x, log_slopes = torch.zeros_like(y), y
+            # Each pass gets one more coordinate right, and the last one also the slopes.
+            for _ in range(transform.passes):
+                x, log_slopes = transform.meta(x).base.inverse_and_ladj(y)
+            total = total + log_slopes.sum(1)
+        return x, total
+
 
 def _zuko_options(config: MapConfig) -> dict[str, Any]:
-    bins = config.spline_bins
     return {
-        "univariate": _zuko_spline,
-        "shapes": [(bins,), (bins,), (bins - 1,)],
+        "univariate": RationalQuadraticSpline,
+        "shapes": [(spline_parameters(config.spline_bins),)],
         "hidden_features": (config.hidden_width,) * 2,
         "activation": nn.SiLU,
     }
-
-
-def _zuko_spline(
-    widths: Tensor, heights: Tensor, derivatives: Tensor
-) -> zuko.transforms.MonotonicRQSTransform:
-    return zuko.transforms.MonotonicRQSTransform(widths, heights, derivatives, bound=SPLINE_BOUND)
 
 
 class NflowsCouplings(nn.Module):
@@ -201,12 +187,6 @@ class NflowsCouplings(nn.Module):
         moved, log_det = self.stack.inverse(x, c)
         return moved, log_det
 
-    def inverse(
-        self, x: Float[Tensor, "jets coordinates"], c: Float[Tensor, "jets conditions"]
-    ) -> Float[Tensor, "jets coordinates"]:
-        """nflows gives the log-determinant in any case."""
-        return self.inverse_and_log_det(x, c)[0]
-
 
 class _ContextNetwork(nn.Module):
     """The conditioner that nflows calls with (inputs, context)."""
@@ -260,12 +240,6 @@ class FlowMap(InvertibleMap):
     ) -> tuple[Float[Tensor, "jets coordinates"], Float[Tensor, " jets"]]:
         _, outer, log_det = self._inverse(coordinates, conditions)
         return outer, log_det
-
-    def inverse(
-        self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
-    ) -> Float[Tensor, "jets coordinates"]:
-        inner = self.couplings.inverse(coordinates, conditions)
-        return self.affine.inverse_and_log_det(inner, conditions)[0]
 
     def inverse_and_origin(
         self, coordinates: Float[Tensor, "jets coordinates"], conditions: Float[Tensor, "jets conditions"]
