@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from bench import likelihood, maps, scale, simulators, tagger
+from bench.command_line import run_script
 from bench.scale import tile
 from selfcal.config.card import DataCard
 from selfcal.config.tagger import TaggerConfig
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.command_line import run_script
 from selfcal.config.calibration import CalibrationConfig
 from selfcal.config.loading import load_run
 from selfcal.data.flavours import FLAVOURS
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.command_line import run_script
 from selfcal.config.loading import load_run
 from selfcal.data.flavours import FLAVOURS, B
 from selfcal.data.scored import ScoredJets
@@ -226,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

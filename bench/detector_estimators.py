@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.command_line import run_script
 from selfcal.config.inference import InferenceConfig
 from selfcal.config.smearing_parameters import (
     NOMINAL,
@@ -277,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.command_line import run_script
 from selfcal.likelihood.fit import fit
 from selfcal.likelihood.histfactory import HistFactory
 from selfcal.likelihood.toy_fits import draw_toys, fit_toys
@@ -165,4 +166,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

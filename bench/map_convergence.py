@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bench.command_line import run_script
 from selfcal.config.loading import load_run
 from selfcal.data.folds import Fold
 from selfcal.errors import ConfigError
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.command_line import run_script
 from selfcal.config.calibration import CalibrationConfig, MapConfig
 from selfcal.config.evaluation import FAMILIES
 from selfcal.data.flavours import FLAVOURS
@@ -127,4 +128,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -38,6 +38,7 @@ from typing import Any
 import coverage
 import pytest
 
+from bench.command_line import run_script
 from bench.mutants import FOLDERS, Mutant, draw_sample, mutated
 
 ROOT = Path(__file__).parents[1]
@@ -348,4 +349,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

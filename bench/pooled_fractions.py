@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.command_line import run_script
 from selfcal.run.atomic import read_json
 from selfcal.study.closure import fraction_summary
 
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

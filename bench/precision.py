@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.command_line import run_script
 from selfcal.errors import DataError
 from selfcal.run.atomic import read_json
 
@@ -148,4 +149,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.command_line import run_script
 from selfcal.config.loading import load_run
 from selfcal.likelihood.build import build_templates, measure_fold
 from selfcal.likelihood.scale_factors import as_json
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

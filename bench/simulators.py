@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.command_line import run_script
 from selfcal.config.detector_parameters import DetectorParameters
 from selfcal.config.smearing_parameters import NOMINAL, SmearingParameters
 from selfcal.data.jets import Jets
@@ -121,4 +122,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

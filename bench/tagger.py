@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.command_line import run_script
 from bench.mock_jets import JET_COLUMNS, ORIGIN, TRACK_COLUMNS, VERTEX, write_mock_jets
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
@@ -263,4 +264,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.command_line import run_script
 from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show, unweighted
 from bench.tagger import ask_salt
 from selfcal.config.tagger import TaggerConfig
@@ -213,4 +214,4 @@ def report(
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

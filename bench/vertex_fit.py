@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.command_line import run_script
 from bench.paired import Scores, compare_rejections, cross_entropy, cross_entropy_change, show, unweighted
 from selfcal.config.tagger import TaggerConfig
 from selfcal.config.training import TrainingConfig
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
