@@ -28,7 +28,9 @@ from selfcal.penalty.energy import pair_distances
 JETS_MAX = 4000
 """Jets of a flavour, or half the jets of data, that are compared: distances grow with the square."""
 
-_ROWS = 1000
+PAIRED_AT_ONCE = 64
+"""Jets whose distances to all others are in memory together: they stay in a processor's cache."""
+
 _TINY = 1e-9
 
 
@@ -100,8 +102,11 @@ def mean_distance(
 ) -> float:
     """Σ_ij w_i v_j |x_i − y_j| / Σ_ij w_i v_j."""
     total = sum(
-        float(x_weight[first : first + _ROWS] @ (pair_distances(x[first : first + _ROWS], y) @ y_weight))
-        for first in range(0, len(x), _ROWS)
+        float(
+            x_weight[first : first + PAIRED_AT_ONCE]
+            @ (pair_distances(x[first : first + PAIRED_AT_ONCE], y) @ y_weight)
+        )
+        for first in range(0, len(x), PAIRED_AT_ONCE)
     )
     return total / float(x_weight.sum() * y_weight.sum())
 

@@ -32,14 +32,19 @@ from torch import Tensor
 from selfcal.data.flavours import FLAVOURS
 from selfcal.errors import FitError
 from selfcal.penalty.energy import pair_distances
-from selfcal.transport.exact_fractions import JETS_MAX, MixtureDistance, mean_distance, some_jets
+from selfcal.transport.exact_fractions import (
+    JETS_MAX,
+    PAIRED_AT_ONCE,
+    MixtureDistance,
+    mean_distance,
+    some_jets,
+)
 from selfcal.transport.sample import Sample
 
 OUTERMOST = 0.05
 """The first and the last knot are at this quantile of the data's pT and at one minus it."""
 
 _TINY = 1e-6
-_ROWS = 1000
 Floats = NDArray[np.float64]
 
 
@@ -128,8 +133,8 @@ def spline_distance(
 def _sums(x: Tensor, x_share: Tensor, y: Tensor, y_share: Tensor) -> Floats:
     """Σ_ij a_ik |x_i − y_j| b_jl, (K, L)."""
     total = torch.zeros(x_share.shape[1], y_share.shape[1], dtype=torch.float64)
-    for first in range(0, len(x), _ROWS):
-        rows = slice(first, first + _ROWS)
+    for first in range(0, len(x), PAIRED_AT_ONCE):
+        rows = slice(first, first + PAIRED_AT_ONCE)
         total += x_share[rows].T @ (pair_distances(x[rows], y) @ y_share)
     return np.asarray(total.numpy(), np.float64)
 
