@@ -25,7 +25,7 @@ from selfcal.transport.calibration import Calibration
 from selfcal.transport.conditions import CONDITION_SCALE, unscaled_conditions
 from selfcal.transport.flow_map import FlowMap, ZukoAutoregressive
 from selfcal.transport.maps import FlavourMaps
-from selfcal.transport.rational_quadratic import SPLINE_BOUND
+from selfcal.transport.rational_quadratic import SLOPE_MIN, SPLINE_BOUND
 from selfcal.transport.switch_map import SwitchMap
 
 Knots = tuple[Tensor, Tensor, Tensor]
@@ -71,9 +71,9 @@ def _edges(shares: Float[Tensor, "jets bins"]) -> Float[Tensor, "jets knots"]:
 
 
 def zuko_knots(raw: Float[Tensor, "jets parameters"], bins: int, width: int) -> Knots:
-    """Shares softmax(w / (1 + |2 w / ln 1e-3|)); slopes exp(d / (1 + |d / ln 1e-3|)), one at the ends."""
+    """Shares softmax(w / (1 + |2 w / ln s|)); slopes exp(d / (1 + |d / ln s|)), s = ``SLOPE_MIN``, one at the ends."""
     del width
-    floor = raw.new_tensor(abs(math.log(1e-3)))
+    floor = raw.new_tensor(-math.log(SLOPE_MIN))
     shares = raw[:, : 2 * bins] / (1 + (2 * raw[:, : 2 * bins] / floor).abs())
     slopes = raw[:, 2 * bins :]
     slopes = F.pad(slopes / (1 + (slopes / floor).abs()), (1, 1)).exp()
