@@ -71,7 +71,10 @@ def _edges(shares: Float[Tensor, "jets bins"]) -> Float[Tensor, "jets knots"]:
 
 
 def zuko_knots(raw: Float[Tensor, "jets parameters"], bins: int, width: int) -> Knots:
-    """Shares softmax(w / (1 + |2 w / ln s|)); slopes exp(d / (1 + |d / ln s|)), s = ``SLOPE_MIN``, one at the ends."""
+    """Shares softmax(w / (1 + |2 w / ln s|)); slopes exp(d / (1 + |d / ln s|)), one at the ends.
+
+    s is ``SLOPE_MIN``, as in :func:`selfcal.transport.rational_quadratic.rational_quadratic`.
+    """
     del width
     floor = raw.new_tensor(-math.log(SLOPE_MIN))
     shares = raw[:, : 2 * bins] / (1 + (2 * raw[:, : 2 * bins] / floor).abs())
