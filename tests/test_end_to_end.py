@@ -28,6 +28,7 @@ from bench.refit import refit
 from bench.replicas import Efficiencies, compare
 from selfcal.config.loading import load_run
 from selfcal.errors import ConfigError
+from selfcal.run.directory import RunDirectory
 from selfcal.run.progress import SilentReporter
 from selfcal.study.execution import context_of
 from selfcal.transport.calibration import load_calibration
@@ -363,3 +364,25 @@ def test_studies_and_schemas(project: Path) -> None:
     assert "seeds" in selfcal("study", "list", folder=project).stdout
     schema = selfcal("schema", "run", folder=project).stdout
     assert "calibration" in json.loads(schema)["properties"]
+
+
+STUDY_OF_ONE = """
+name: one
+base: [configs/demo.yaml, small.yaml]
+cases: [{name: same, set: {}}]
+until: calibrate
+collect: {rows: composition_fitted.rows}
+expected: what the run has said
+"""
+
+
+def test_a_calibration_taken_over_can_be_repeated_task_by_task(run: Path, project: Path) -> None:
+    """Pseudo-experiments start from the derivation: maps alone would not do."""
+    (project / "one.yaml").write_text(STUDY_OF_ONE)
+    said = selfcal("study", "run", "one.yaml", "--from", "run", "--out", "one", folder=project)
+    assert re.search("taken over from another run: .*calibrate", said.stdout + said.stderr)
+    (point,) = (project / "one").glob("same*/")
+    theirs, ours = (Derivation.of_run(RunDirectory(path)) for path in (run, point))
+    assert {file.name for file in ours.folder.iterdir()} == {file.name for file in theirs.folder.iterdir()}
+    assert torch.equal(ours.simulation.coordinates, theirs.simulation.coordinates)
+    assert torch.equal(ours.mixture().fractions, theirs.mixture().fractions)

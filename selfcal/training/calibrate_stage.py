@@ -34,7 +34,7 @@ from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, 
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
-from selfcal.transport.derivation import FOLDER, write_inputs
+from selfcal.transport.derivation import FOLDER, Derivation, write_inputs
 from selfcal.transport.derivation_tasks import derive, number_of_tasks
 from selfcal.transport.optimality import displacement_table
 from selfcal.transport.sample import build_sample, simulated_fractions
@@ -47,10 +47,10 @@ REGION_DEPENDENCE_ALARM = 0.01
 def run_calibrate(context: RunContext) -> list[Path]:
     """Do all four steps; a killed stage continues where it was.
 
-    Writes ``checkpoints/tagger_final/``, ``scores/<card>.safetensors``, ``results/map/``,
-    ``results/composition_fitted.json``, ``results/displacement.json``, ``results/support.json``,
-    ``results/identifiability.json``, ``results/region_dependence.json``, ``results/joint.json`` and
-    ``results/roc_before_after.safetensors``.
+    Writes ``checkpoints/tagger_final/``, ``checkpoints/derivation/``, ``scores/<card>.safetensors``,
+    ``results/map/``, ``results/composition_fitted.json``, ``results/displacement.json``,
+    ``results/support.json``, ``results/identifiability.json``, ``results/region_dependence.json``,
+    ``results/joint.json`` and ``results/roc_before_after.safetensors``.
 
     Raises
     ------
@@ -71,6 +71,8 @@ def run_calibrate(context: RunContext) -> list[Path]:
     written += score_datasets(context, scorer, correction, directions)
     calibration = derive_calibration(context, regions)
     written += save_calibration(calibration, context.config.calibration_in_use.map, results / "map")
+    # What pseudo-experiments fit again: a run that takes this calibration over needs it too.
+    written += sorted(Derivation.of_run(context.directory).folder.iterdir())
     write_json(results / "composition_fitted.json", composition_table(calibration))
     derived = [control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions]
     displacement = displacement_table(
