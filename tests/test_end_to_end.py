@@ -368,6 +368,7 @@ def test_studies_and_schemas(project: Path) -> None:
 
 STUDY_OF_ONE = """
 name: one
+description: The configuration of a run that is there.
 base: [configs/demo.yaml, small.yaml]
 cases: [{name: same, set: {}}]
 until: calibrate
