@@ -5,8 +5,9 @@
 Nothing is fitted. The systematic part of a scale factor is sqrt(total² - statistical²), the spread of both as
 ``results/scale_factors.json`` holds them; quoted are medians over kinematic bins and the working points of
 ``QUOTED``, and by how much those of the other runs differ from the first's, with ``--relative`` after
-division by the scale factors. Shares are those of the groups in the systematic variance, averaged over the
-same rows; they need not add up to one, as groups are correlated.
+division by the scale factors. Rows that one of the runs does not measure are left out of all. Shares are
+those of the groups in the systematic variance, averaged over the same rows; they need not add up to one, as
+groups are correlated.
 """
 
 from __future__ import annotations
@@ -54,26 +55,36 @@ class Precision:
     shares: Mapping[str, float]
 
 
+def measured_by_all(runs: Sequence[Iterable[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
+    """Of the rows of ``scale_factors.json`` of every run the measured ones that all others measure, too."""
+    by_place = [
+        {
+            (row["flavour"], row["working_point"], *row["pt_gev"], *row["abs_eta"]): row
+            for row in rows
+            if row["kind"] == "working_point" and row["value"] is not None
+        }
+        for rows in runs
+    ]
+    return [
+        [row for place, row in own.items() if all(place in each for each in by_place)] for own in by_place
+    ]
+
+
 def precision(
     rows: Iterable[Mapping[str, Any]], flavour: str, working_points: Sequence[float], *, relative: bool
 ) -> Precision:
-    """Of the measured ``rows`` of ``scale_factors.json`` of one flavour at these working points.
+    """Of measured ``rows`` of ``scale_factors.json`` those of one flavour at these working points.
 
     Raises
     ------
     DataError
         If none is measured.
     """
-    kept = [
-        row
-        for row in rows
-        if row["flavour"] == flavour
-        and row["kind"] == "working_point"
-        and row["working_point"] in working_points
-        and row["value"]
-    ]
+    kept = [row for row in rows if row["flavour"] == flavour and row["working_point"] in working_points]
     if not kept:
-        raise DataError(f"no scale factor of {flavour} jets is measured at {list(working_points)}")
+        raise DataError(
+            f"no scale factor of {flavour} jets is measured at {list(working_points)} in all runs"
+        )
     value, total, stat = np.array([(row["value"], row["total"], row["stat"]) for row in kept]).T
     variance = np.maximum(total**2 - stat**2, np.finfo(float).tiny)
     unit = value if relative else np.ones_like(value)
@@ -91,11 +102,13 @@ def precision(
     )
 
 
-def _medians(runs: Sequence[Path], factors: Sequence[Mapping[str, Any]], *, relative: bool) -> list[str]:
+def _medians(
+    runs: Sequence[Path], factors: Sequence[Sequence[Mapping[str, Any]]], *, relative: bool
+) -> list[str]:
     names = " | ".join(path.name for path in runs)
     lines = [f"systematic part (total; mean |SF - 1|) | {names}"]
     for flavour, points in QUOTED:
-        found = [precision(each["rows"], flavour, points, relative=relative) for each in factors]
+        found = [precision(each, flavour, points, relative=relative) for each in factors]
         cells = [f"{one.systematic:.4f} ({one.total:.4f}; {one.distance:.3f})" for one in found]
         for index, one in enumerate(found[1:], start=1):
             cells[index] += f" {100 * (one.systematic / found[0].systematic - 1):+.0f} %"
@@ -103,11 +116,11 @@ def _medians(runs: Sequence[Path], factors: Sequence[Mapping[str, Any]], *, rela
     return lines
 
 
-def _shares(runs: Sequence[Path], factors: Sequence[Mapping[str, Any]]) -> list[str]:
+def _shares(runs: Sequence[Path], factors: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     lines = []
     for flavour, points in QUOTED:
         for path, each in zip(runs, factors, strict=True):
-            found = precision(each["rows"], flavour, points, relative=False).shares
+            found = precision(each, flavour, points, relative=False).shares
             cells = (f"{group} {100 * share:.0f} %" for group, share in found.items() if share >= 0.005)
             lines.append(f"variance of {_label(flavour, points)}, {path.name}: {', '.join(cells)}")
     return lines
@@ -136,7 +149,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--relative", action="store_true", help="uncertainties divided by the scale factors")
     given = parser.parse_args(words)
-    factors = [read_json(path / "results" / "scale_factors.json") for path in given.runs]
+    factors = measured_by_all(
+        [read_json(path / "results" / "scale_factors.json")["rows"] for path in given.runs]
+    )
     print(*_medians(given.runs, factors, relative=given.relative), sep="\n")
     print(*_shares(given.runs, factors), sep="\n")
     for path in given.runs:

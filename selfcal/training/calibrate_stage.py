@@ -34,8 +34,8 @@ from selfcal.training.scores_stage import Scorer, given_scores, score_datasets, 
 from selfcal.transport.calibration import Calibration, collect, save_calibration
 from selfcal.transport.conditions import ScoreFrame
 from selfcal.transport.control_regions import cards_of, composition_prior, control_regions
-from selfcal.transport.derivation import FOLDER, Derivation, write_inputs
-from selfcal.transport.derivation_tasks import derive, number_of_tasks
+from selfcal.transport.derivation import FOLDER, write_inputs
+from selfcal.transport.derivation_tasks import derive, files_of, number_of_tasks
 from selfcal.transport.optimality import displacement_table
 from selfcal.transport.sample import build_sample, simulated_fractions
 from selfcal.transport.support import QUANTILE, Support
@@ -69,10 +69,10 @@ def run_calibrate(context: RunContext) -> list[Path]:
         bundle, written = final_tagger(context, regions, correction)
         scorer = scorer_of(bundle)
     written += score_datasets(context, scorer, correction, directions)
-    calibration = derive_calibration(context, regions)
+    calibration, derived_files = derive_calibration(context, regions)
+    # Pseudo-experiments fit them again: a run that takes this calibration over needs them, too.
+    written += derived_files
     written += save_calibration(calibration, context.config.calibration_in_use.map, results / "map")
-    # What pseudo-experiments fit again: a run that takes this calibration over needs it too.
-    written += sorted(Derivation.of_run(context.directory).folder.iterdir())
     write_json(results / "composition_fitted.json", composition_table(calibration))
     derived = [control_scores(context, "simulation", region, (Fold.DERIVE,)) for region in regions]
     displacement = displacement_table(
@@ -152,8 +152,8 @@ def prepare_derivation(context: RunContext, regions: tuple[str, ...]) -> tuple[P
     return write_inputs(scratch, sample, observed, prior, config, context.config.seed), frame
 
 
-def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibration:
-    """Step 4."""
+def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> tuple[Calibration, list[Path]]:
+    """Step 4, and the files of its tasks."""
     config = context.config.calibration_in_use
     folder, frame = prepare_derivation(context, regions)
     tracker = context.progress("composition and maps", number_of_tasks(config))
@@ -174,7 +174,7 @@ def derive_calibration(context: RunContext, regions: tuple[str, ...]) -> Calibra
             f"calibrate: no control region determines how {flavour} jets differ from data; they keep the "
             "simulation's scores, with the uncertainty of half the nearest flavour's shift (extrapolated)"
         )
-    return calibration
+    return calibration, files_of(derivation)
 
 
 def composition_table(calibration: Calibration) -> dict[str, object]:

@@ -83,7 +83,7 @@ def write_inputs(
         if other != folder:
             shutil.rmtree(other)
     write_arrays(folder / "inputs.safetensors", arrays)
-    write_text(folder / "config.json", config.model_dump_json())
+    write_text(folder / "config.json", settings)
     return folder
 
 
@@ -144,12 +144,12 @@ class Derivation:
         DataError
             If there is none.
         """
-        folders = sorted((directory.checkpoints / FOLDER).glob("*/"))
+        folders = [path.parent for path in (directory.checkpoints / FOLDER).glob("*/inputs.safetensors")]
         if len(folders) != 1 or not (directory.results / "map").is_dir():
             raise DataError(
                 "no finished calibration",
                 where=str(directory.path),
-                fix="run 'selfcal calibrate' first",
+                fix="run 'selfcal calibrate' first; where that is up to date, delete stages/calibrate.json",
             )
         return cls.open(folders[0])
 

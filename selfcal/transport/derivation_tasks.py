@@ -360,6 +360,12 @@ def run_tasks(
                     report(done, total)
 
 
+def files_of(derivation: Derivation) -> list[Path]:
+    """What a finished derivation consists of: its inputs, and what every task left."""
+    tasks = [derivation.path(task) for wave in _waves(derivation.config) for task in wave]
+    return [derivation.folder / "inputs.safetensors", derivation.folder / "config.json", *tasks]
+
+
 def derive(folder: Path, workers: int, report: Callable[[int, int], None]) -> Derivation:
     """Run all missing tasks of a derivation; ``workers`` and ``report`` as in :func:`run_tasks`."""
     derivation = Derivation.open(folder)

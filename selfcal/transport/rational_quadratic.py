@@ -93,7 +93,8 @@ class _RationalQuadratic(torch.autograd.Function):
         shares = torch.softmax(sides / softening, dim=1)
         knots = torch.cumsum(shares, dim=1).mul_(2.0 * SPLINE_BOUND).sub_(SPLINE_BOUND)
         searched = knots[int(inverse)]
-        inside = (value > -SPLINE_BOUND) & (value <= searched[-1])
+        # So written that what is not a number is inside, and stays so.
+        inside = ~((value <= -SPLINE_BOUND) | (value > searched[-1]))
         at = value.clamp(-SPLINE_BOUND, SPLINE_BOUND)
         index = (searched[:-1] < at).sum(0)
         chosen = index.expand(2, 1, -1)
@@ -116,21 +117,10 @@ class _RationalQuadratic(torch.autograd.Function):
         above = 2.0 * mean * mixed + slopes[0] * (1.0 - z).square() + slopes[1] * z.square()
         slope = mean.square() * above / below.square()
         ctx.inverse = inverse
-        ctx.save_for_backward(
-            inside,
-            softening,
-            shares,
-            index,
-            starts,
-            extents,
-            slopes,
-            slope_softening,
-            z,
-            below,
-            height,
-            above,
-            slope,
-        )
+        of_bins = (softening, shares, index)
+        of_own_bin = (starts, extents, slopes, slope_softening)
+        of_spline = (z, below, height, above, slope)
+        ctx.save_for_backward(inside, *of_bins, *of_own_bin, *of_spline)
         moved = starts[0] + extents[0] * z if inverse else starts[1] + extents[1] * height
         log_slope = -slope.log() if inverse else slope.log()
         return torch.where(inside, moved, value), torch.where(inside, log_slope, 0.0)

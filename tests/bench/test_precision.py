@@ -8,24 +8,35 @@ from typing import Any
 
 import pytest
 
-from bench.precision import QUOTED, main, precision
+from bench.precision import QUOTED, main, measured_by_all, precision
 from selfcal.errors import DataError
 
 
 def row(value: float, stat: float, groups: dict[str, float], **changes: Any) -> dict[str, Any]:
     total = (stat**2 + sum(size**2 for size in groups.values())) ** 0.5
-    base = {"flavour": "b", "kind": "working_point", "working_point": 0.77}
+    base = {
+        "flavour": "b",
+        "kind": "working_point",
+        "working_point": 0.77,
+        "pt_gev": [20, 40],
+        "abs_eta": [0, 2],
+    }
     return base | {"value": value, "stat": stat, "total": total, "syst": groups} | changes
 
 
 ROWS = [
     row(2.0, 0.3, {"map": 0.3, "residual": 0.4}),
-    row(1.0, 0.1, {"map": 0.0, "residual": 0.2}),
-    row(0.8, 0.1, {"map": 0.6, "residual": 0.8}),
-    row(9.0, 9.0, {"map": 9.0, "residual": 9.0}, kind="pseudo_continuous"),
+    row(1.0, 0.1, {"map": 0.0, "residual": 0.2}, pt_gev=[40, 70]),
+    row(0.8, 0.1, {"map": 0.6, "residual": 0.8}, pt_gev=[70, 250]),
     row(9.0, 9.0, {"map": 9.0, "residual": 9.0}, working_point=0.60),
-    row(9.0, 9.0, {"map": 9.0, "residual": 9.0}) | {"value": None},
+    row(9.0, 9.0, {"map": 9.0, "residual": 9.0}, flavour="light"),
 ]
+
+
+def test_rows_that_one_run_does_not_measure_are_left_out_of_all() -> None:
+    unmeasured = [ROWS[0] | {"value": None}, *ROWS[1:]]
+    other_kind = row(9.0, 9.0, {"map": 9.0}, kind="pseudo_continuous")
+    assert measured_by_all([[*ROWS, other_kind], unmeasured]) == [ROWS[1:], ROWS[1:]]
 
 
 def test_medians_and_shares_are_those_of_the_measured_rows_asked_for() -> None:

@@ -113,12 +113,20 @@ def test_splines_are_inverted_as_zuko_does(name: str, points: tuple[Tensor, Tens
     assert isinstance(splines, ZukoCouplings | ZukoAutoregressive)
     x, c = points
     theirs, their_log_det = x, x.new_zeros(len(x))
-    for layer in reversed(zukos_own(splines, bins=8)):
+    layers = zukos_own(splines, bins=8)
+    for layer in reversed(layers):
         theirs, log_det = layer(c).inv.call_and_ladj(theirs)
         their_log_det = their_log_det + log_det
     ours, our_log_det = splines.inverse_and_log_det(x, c)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
     assert torch.allclose(our_log_det, their_log_det, rtol=0, atol=1e-9)
+    (ours.square().sum() + our_log_det.sum()).backward()  # type: ignore[no-untyped-call]
+    (theirs.square().sum() + their_log_det.sum()).backward()  # type: ignore[no-untyped-call]
+    other = [p.grad for layer in layers for p in layer.parameters()]
+    for mine, p in zip(other, splines.parameters(), strict=True):
+        assert mine is not None
+        assert p.grad is not None
+        assert torch.allclose(mine, p.grad, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(("name", "asked"), [("flow", 3), ("autoregressive flow by zuko", 6)])

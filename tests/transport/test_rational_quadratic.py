@@ -87,9 +87,19 @@ def test_what_is_not_a_number_stays_so() -> None:
     raw, points = drawn(4)
     broken = points.detach().clone()
     broken[0, 0] = float("nan")
-    moved, _ = rational_quadratic(raw, broken, inverse=True)
-    assert moved.isnan().sum() == 1
-    assert moved[0, 0].isnan()
+    for inverse in (False, True):
+        for found in rational_quadratic(raw, broken, inverse=inverse):
+            assert found.isnan().sum() == 1
+            assert found[0, 0].isnan()
+
+
+def test_parameters_that_are_not_numbers_are_no_identity() -> None:
+    """A diverged network is noticed by its loss."""
+    raw, points = drawn(4)
+    broken = torch.full_like(raw, float("nan"))
+    for inverse in (False, True):
+        for found in rational_quadratic(broken, points, inverse=inverse):
+            assert found[points > -SPLINE_BOUND].isnan().all()
 
 
 def test_bins_join_with_their_slopes() -> None:
