@@ -256,3 +256,15 @@ def test_as_many_processes_share_the_tasks_as_were_asked_for(asked, wanted, monk
     with pytest.raises(NoPool):
         derivation_tasks.run_tasks([[(tmp_path, "composition")]], 0, asked, lambda done, total: None)
     assert started == [wanted]
+
+
+def test_the_number_of_processes_leaves_no_trace(world: SyntheticWorld, tmp_path: Path) -> None:
+    """Else judging a calibration with other workers would make it stale."""
+    frame = ScoreFrame.from_jets(concatenate(list(world.simulation.values())))
+    sample = build_sample(world.simulation, REGIONS, frame)
+    left = []
+    for workers in (1, 2):
+        config = CONFIG.model_copy(update={"workers": workers})
+        folder = write_inputs(tmp_path / str(workers), sample, sample, wrong_prior(), config, seed=5)
+        left.append((folder.name, (folder / "config.json").read_bytes()))
+    assert left[0] == left[1]
