@@ -8,7 +8,9 @@ import re
 import pytest
 
 from selfcal.errors import DataError
+from selfcal.report.figures.study import study_figures
 from selfcal.report.study import build_study_report
+from selfcal.report.study_inputs import StudySummary
 from selfcal.run.atomic import write_json
 from tests.report.summaries import study_summary
 
@@ -69,6 +71,20 @@ def test_figures_are_in_the_page_and_on_disk(study):
     assert [path.name for path in written] == ["study_1.png", "study_1.pdf", "report.html"]
     assert html.count("<svg") == 1
     assert html.count('download="study_1.') == 2
+
+
+def test_long_names_and_small_numbers_have_room() -> None:
+    """Names of points are not cut at the edge, and no power of ten lies on an axis label."""
+    summary = study_summary()
+    for row in summary["rows"]:
+        row["run"] = "self_calibrating_large,goodness_toys=0,seed=1234567"
+        if row["values"]:
+            row["values"]["light"] *= 1e-5
+    (figure, *_) = (made.figure for made in study_figures(StudySummary.model_validate(summary)))
+    figure.canvas.draw()
+    first = figure.axes[0]
+    assert min(label.get_window_extent().x0 for label in first.get_yticklabels()) > 0
+    assert not any(axes.xaxis.get_offset_text().get_text() for axes in figure.axes)
 
 
 def test_what_would_be_needed_to_fake_the_shift_is_shown(study):

@@ -41,7 +41,7 @@ def _figure(
     height = 1.7 + 0.3 * len(rows)
     figure = Figure(figsize=(11, height))
     grid = figure.add_gridspec(
-        1, max(len(names), 2), left=0.24, right=0.985, wspace=0.12, top=1 - 0.55 / height, bottom=0.9 / height
+        1, max(len(names), 2), left=0.29, right=0.985, wspace=0.12, top=1 - 0.55 / height, bottom=0.9 / height
     )
     for column, name in enumerate(names):
         axes = figure.add_subplot(grid[0, column])
@@ -53,6 +53,8 @@ def _figure(
         axes.tick_params(axis="y", which="both", length=0)
         axes.set_xlabel(plain_text(name.rpartition(".")[2] if "[" not in name else name), fontsize=10)
         axes.locator_params(axis="x", nbins=4)
+        # A factor 10^n at the end of the axis would lie on its label.
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
         if column == 0:
             experiment_label(axes)
     return ReportFigure(
