@@ -126,17 +126,16 @@ def _shares(runs: Sequence[Path], factors: Sequence[Sequence[Mapping[str, Any]]]
     return lines
 
 
-def _closure(path: Path) -> list[str]:
-    cells = []
-    for flavour, point in HELD_OUT:
-        for row in read_json(path / "results" / "closure.json")["rows"]:
-            if not row["held_out"] or (row["flavour"], row["working_point"]) != (flavour, point):
-                continue
-            if row["ratio_calibrated"] is None:
-                continue
-            ratio, stat, of_map = row["ratio_calibrated"], row["error"], row["map_uncertainty"] or 0.0
-            cells.append(f"{_label(flavour, (point,))} {ratio:.3f} ± {stat:.3f} ± {of_map:.3f}")
-    return [f"held out after the map (± stat ± map), {path.name}: {', '.join(cells)}"]
+def _closure(path: Path) -> str:
+    rows = [row for row in read_json(path / "results" / "closure.json")["rows"] if row["held_out"]]
+    cells = [
+        f"{_label(flavour, (point,))} {row['ratio_calibrated']:.3f} ± {row['error']:.3f} "
+        f"± {row['map_uncertainty'] or 0.0:.3f}"
+        for flavour, point in HELD_OUT
+        for row in rows
+        if (row["flavour"], row["working_point"]) == (flavour, point) and row["ratio_calibrated"] is not None
+    ]
+    return f"held out after the map (± stat ± map), {path.name}: {', '.join(cells)}"
 
 
 def _label(flavour: str, points: Sequence[float]) -> str:
@@ -155,7 +154,7 @@ def main(words: list[str] | None = None) -> None:
     print(*_medians(given.runs, factors, relative=given.relative), sep="\n")
     print(*_shares(given.runs, factors), sep="\n")
     for path in given.runs:
-        print(*_closure(path), sep="\n")
+        print(_closure(path))
         truth = path / "results" / "scale_factors_against_truth.json"
         if truth.exists():
             found = read_json(truth)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from bench.command_line import run_script
+from bench.precision import measured_by_all, precision
 from selfcal.config.loading import load_run
 from selfcal.likelihood.build import build_templates, measure_fold
 from selfcal.likelihood.scale_factors import as_json
@@ -72,20 +73,18 @@ def refit(path: Path, assignments: Sequence[str] = ()) -> Refit:
         measured.factors, measured.layout, context.config.tagger.name, blinded=False, forced=False
     )
     truth = fill_truth(context, factors, fold.binning)
-    return Refit(compare_with_truth(factors, truth), tuple(_precision(factors, *which) for which in QUOTED))
+    return Refit(compare_with_truth(factors, truth), _precisions(factors))
 
 
-def _precision(factors: dict[str, Any], flavour: str, working_point: float) -> tuple[float, float]:
-    rows = [
-        (row["value"], row["total"], row["stat"])
-        for row in factors["rows"]
-        if row["flavour"] == flavour and row["working_point"] == working_point and row["value"]
-    ]
-    if not rows:
-        return float("nan"), float("nan")
-    value, total, stat = np.array(rows).T
-    systematic = np.sqrt(np.maximum(total**2 - stat**2, 0.0))
-    return float(np.median(total / value)), float(np.median(systematic / value))
+def _precisions(factors: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    (rows,) = measured_by_all([factors["rows"]])
+    measured = {(row["flavour"], row["working_point"]) for row in rows}
+    found = (
+        precision(rows, flavour, (point,), relative=True) if (flavour, point) in measured else None
+        for flavour, point in QUOTED
+    )
+    unknown = (float("nan"), float("nan"))
+    return tuple(unknown if one is None else (one.total, one.systematic) for one in found)
 
 
 def main() -> None:

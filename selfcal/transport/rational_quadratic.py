@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import zuko
@@ -81,6 +81,49 @@ class RationalQuadraticSpline(zuko.transforms.Transform):  # type: ignore[misc]
         return rational_quadratic(self.raw, y, inverse=True)
 
 
+class _Kept(NamedTuple):
+    """What gradients need: of all bins, of every jet's own bin, and where in it the jet is."""
+
+    inside: Tensor
+    softening: Tensor
+    shares: Tensor
+    own_bin: Tensor
+    starts: Tensor
+    extents: Tensor
+    slopes: Tensor
+    slope_softening: Tensor
+    z: Tensor
+
+
+class _Curve(NamedTuple):
+    """f in its bin: m, d₀ + d₁ - 2m, z(1-z), both sums in f', the share of the bin's height, and f'."""
+
+    mean: Tensor
+    bend: Tensor
+    mixed: Tensor
+    below: Tensor
+    above: Tensor
+    height: Tensor
+    slope: Tensor
+
+
+def _curve(z: Tensor, extents: Tensor, slopes: Tensor) -> _Curve:
+    mean = extents[1] / extents[0]
+    bend = slopes[0] + slopes[1] - 2.0 * mean
+    mixed = z * (1.0 - z)
+    below = mean + bend * mixed
+    above = 2.0 * mean * mixed + slopes[0] * (1.0 - z).square() + slopes[1] * z.square()
+    return _Curve(
+        mean=mean,
+        bend=bend,
+        mixed=mixed,
+        below=below,
+        above=above,
+        height=(mean * z.square() + slopes[0] * mixed) / below,
+        slope=mean.square() * above / below.square(),
+    )
+
+
 class _RationalQuadratic(torch.autograd.Function):
     """Of (M, 3K - 1) parameters and (M,) values; inside, bins come before jets: (K, M)."""
 
@@ -105,36 +148,37 @@ class _RationalQuadratic(torch.autograd.Function):
         raw_slopes = raw_slopes.gather(0, torch.stack([index, index + 1]))
         slope_softening = raw_slopes.abs().mul_(SOFTENING_OF_SLOPES).add_(1)
         slopes = raw_slopes.div_(slope_softening).exp_()
-        mean = extents[1] / extents[0]
-        bend = slopes[0] + slopes[1] - 2.0 * mean
         if inverse:
-            z = _share_of_bin((at - starts[1]) / extents[1], mean, slopes[0], bend)
+            z = _share_of_bin((at - starts[1]) / extents[1], extents, slopes)
         else:
             z = (at - starts[0]) / extents[0]
-        mixed = z * (1.0 - z)
-        below = mean + bend * mixed
-        height = (mean * z.square() + slopes[0] * mixed) / below
-        above = 2.0 * mean * mixed + slopes[0] * (1.0 - z).square() + slopes[1] * z.square()
-        slope = mean.square() * above / below.square()
+        curve = _curve(z, extents, slopes)
         ctx.inverse = inverse
-        of_bins = (softening, shares, index)
-        of_own_bin = (starts, extents, slopes, slope_softening)
-        of_spline = (z, below, height, above, slope)
-        ctx.save_for_backward(inside, *of_bins, *of_own_bin, *of_spline)
-        moved = starts[0] + extents[0] * z if inverse else starts[1] + extents[1] * height
-        log_slope = -slope.log() if inverse else slope.log()
+        kept = _Kept(
+            inside=inside,
+            softening=softening,
+            shares=shares,
+            own_bin=index,
+            starts=starts,
+            extents=extents,
+            slopes=slopes,
+            slope_softening=slope_softening,
+            z=z,
+        )
+        ctx.save_for_backward(*kept)
+        moved = starts[0] + extents[0] * z if inverse else starts[1] + extents[1] * curve.height
+        log_slope = -curve.slope.log() if inverse else curve.slope.log()
         return torch.where(inside, moved, value), torch.where(inside, log_slope, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         """With r the share of the bin's height below y: f = y₀ + (y₁ - y₀) r(z, m, d₀, d₁)."""
-        inside, softening, shares, index, starts, extents, slopes, slope_softening, *rest = ctx.saved_tensors
-        z, below, height, above, slope = rest
+        kept = _Kept(*ctx.saved_tensors)
+        inside, z, extents, slopes = kept.inside, kept.z, kept.extents, kept.slopes
+        mean, bend, mixed, below, above, height, slope = _curve(z, extents, slopes)
         of_moved, of_log_slope = upstream[0] * inside, upstream[1] * inside
-        mean = extents[1] / extents[0]
-        bend = slopes[0] + slopes[1] - 2.0 * mean
-        mixed, tilt, other = z * (1.0 - z), 1.0 - 2.0 * z, 1.0 - z
+        tilt, other = 1.0 - 2.0 * z, 1.0 - z
         # ln f' by z, m, d0 and d1
         log_by_z = 2.0 * (mean * tilt - slopes[0] * other + slopes[1] * z) / above - 2.0 * bend * tilt / below
         log_by_mean = 2.0 / mean + 2.0 * mixed / above - 2.0 * (1.0 - 2.0 * mixed) / below
@@ -162,21 +206,27 @@ class _RationalQuadratic(torch.autograd.Function):
             [(bent - by_z * other) / extents[0], of_moved * (1.0 - height) - by_mean / extents[0]]
         )
         by_ends = torch.stack([-(bent + by_z * z) / extents[0], of_moved * height + by_mean / extents[0]])
-        bins = shares.shape[1]
+        bins = kept.shares.shape[1]
         number = torch.arange(bins, device=z.device)[:, None]
-        by_shares = torch.where(number < index, (by_starts + by_ends)[:, None], 0.0)
-        by_shares = torch.where(number == index, by_ends[:, None], by_shares).mul_(2.0 * SPLINE_BOUND)
-        common = by_starts * (starts + SPLINE_BOUND) + by_ends * (starts + extents + SPLINE_BOUND)
-        by_sides = (by_shares - common[:, None]).mul_(shares).div_(softening.square())
+        by_shares = torch.where(number < kept.own_bin, (by_starts + by_ends)[:, None], 0.0)
+        by_shares = torch.where(number == kept.own_bin, by_ends[:, None], by_shares).mul_(2.0 * SPLINE_BOUND)
+        common = by_starts * (kept.starts + SPLINE_BOUND) + by_ends * (kept.starts + extents + SPLINE_BOUND)
+        by_sides = (by_shares - common[:, None]).mul_(kept.shares).div_(kept.softening.square())
         by_knots = z.new_zeros(bins + 1, len(z))
-        by_knots.scatter_(0, torch.stack([index, index + 1]), by_slopes * slopes / slope_softening.square())
+        by_knots.scatter_(
+            0,
+            torch.stack([kept.own_bin, kept.own_bin + 1]),
+            by_slopes * slopes / kept.slope_softening.square(),
+        )
         by_raw = torch.cat([by_sides.view(2 * bins, -1), by_knots[1:bins]]).t()
         return by_raw, torch.where(inside, of_value, upstream[0]), None
 
 
-def _share_of_bin(height: Tensor, mean: Tensor, first_slope: Tensor, bend: Tensor) -> Tensor:
+def _share_of_bin(height: Tensor, extents: Tensor, slopes: Tensor) -> Tensor:
     """z at the share r = ``height`` of the bin's height: the root of a z² + b z - m r in [0, 1]."""
-    a = mean - first_slope + bend * height
-    b = first_slope - bend * height
+    mean = extents[1] / extents[0]
+    bend = slopes[0] + slopes[1] - 2.0 * mean
+    a = mean - slopes[0] + bend * height
+    b = slopes[0] - bend * height
     c = mean * height
-    return 2.0 * c / (b + (b.square() + 4 * a * c).sqrt())
+    return 2 * c / (b + (b.square() + 4 * a * c).sqrt())
